@@ -1,0 +1,18 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The language every room speaks: lattice states, segments, layouts."""
+
+from vla.canvas.lattice import Provenance, State, climb, descend, hidden, is_complete, revealed
+from vla.canvas.layout import ActionLayout, Segment, attention_mask
+
+__all__ = [
+    "ActionLayout",
+    "Provenance",
+    "Segment",
+    "State",
+    "attention_mask",
+    "climb",
+    "descend",
+    "hidden",
+    "is_complete",
+    "revealed",
+]

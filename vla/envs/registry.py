@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which environments there are, and which tasks form a suite: one table, read by the recorder, the evaluator and the command line.
+
+Simulators are imported only when one of their environments is made, so that a `--help` stays fast.
+"""
+
+import difflib
+import importlib
+from typing import Any
+
+ENVS: dict[str, str] = {"tabletop": "vla.envs.tabletop.env:TabletopEnv"}
+"""Environment id -> "module:class"."""
+
+_SUITES: dict[str, str] = {"tabletop": "vla.envs.tabletop.tasks:SUITES"}
+
+
+def _resolve(table: dict[str, str], env: str) -> Any:
+    if env not in table:
+        near = difflib.get_close_matches(env, table, n=1, cutoff=0.0)
+        raise ValueError(f"unknown environment {env!r}; did you mean {near[0]!r}? There are: {', '.join(sorted(table))}")
+    module, name = table[env].split(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def make_env(env: str, **kwargs: Any) -> Any:
+    """Make the environment called `env` (a gymnasium.Env); `kwargs` go to its constructor. ValueError if there is none."""
+    return _resolve(ENVS, env)(**kwargs)
+
+
+def suites(env: str) -> dict[str, tuple[str, ...]]:
+    """Return suite name -> task names of an environment. ValueError if there is no such environment."""
+    return dict(_resolve(_SUITES, env))

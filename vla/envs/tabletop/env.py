@@ -1,0 +1,290 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tabletop as a gymnasium environment: pixels and hand state in, a hand displacement and a gripper command out.
+
+One model serves every task and every seed: `reset` writes colours, zones and poses into it, so switching the task costs nothing and
+an episode never depends on what ran before it.
+"""
+
+import atexit
+import os
+import sys
+import weakref
+from typing import Any
+
+import gymnasium
+import numpy as np
+
+if sys.platform.startswith("linux"):
+    if not os.environ.get("DISPLAY"):
+        os.environ.setdefault("MUJOCO_GL", "egl")
+    # Mesa's software rasteriser: draw in the calling thread. For small pictures its worker threads cost more than they give, and
+    # they take the cores of the other environments.
+    os.environ.setdefault("LP_NUM_THREADS", "0")
+
+_NO_RENDERER = "MuJoCo cannot open an off-screen OpenGL context (MUJOCO_GL={gl}): {error}. Run `vla doctor` to see what is missing."
+
+try:
+    import mujoco
+except Exception as error:
+    if isinstance(error, ModuleNotFoundError) and (error.name or "").startswith("mujoco"):
+        raise
+    raise RuntimeError(_NO_RENDERER.format(gl=os.environ.get("MUJOCO_GL"), error=error)) from error
+
+from vla.envs.tabletop.experts import EXPERTS, STEP
+from vla.envs.tabletop.scene import COLOURS, MAX_OPENING, N_BLOCKS, N_ZONES, PARKED, WORKSPACE, tabletop_xml
+from vla.envs.tabletop.tasks import Episode, State, get_template, sample_episode
+
+CAMERAS = ("front", "wrist")
+GLIDES = 5
+"""In how many pieces the target moves within a step: a jump would hit blocks instead of pushing them."""
+SUBSTEPS = 4
+"""Simulator steps (of 5 ms) a piece."""
+LEASH = 0.06
+"""The target stays this close to the hand, m: pushing against something does not wind it up."""
+_HAND, _FINGERS, _BLOCKS = 0, 7, 9  # offsets in qpos
+_TARGET, _SHADE = 0, 1
+"""Mocap bodies: what the hand is pulled to; a dark patch on the table straight below it, which stands in for a shadow map."""
+
+
+class TabletopEnv(gymnasium.Env):
+    """A floating two-finger hand over a table with four coloured blocks; the task is told in words.
+
+    Args:
+        task: a name in `vla.envs.tabletop.tasks.TASKS`; `reset` may change it.
+        image_size: side of the square pictures, pixels, 16 to 512.
+        cameras: any of "front", "wrist".
+        render: False leaves "pixels" out of the observation (for use with state only; needs no OpenGL).
+
+    Action: float32 (4,) in [-1, 1]: dx, dy, dz (1 = 4 cm a step of 0.1 s), gripper (-1 open, +1 closed).
+    Observation: {"pixels": {camera: uint8 (S, S, 3)}, "agent_pos": float32 (4,)}: hand x, y, z and gap between the fingers, m.
+    Reward 1.0 on the step that ends with success, else 0.0. ValueError for anything outside of this.
+    """
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012 (gymnasium's own convention)
+    render_mode = "rgb_array"
+    fps = 10
+    action_names = ("dx", "dy", "dz", "gripper")
+    state_names = ("hand_x", "hand_y", "hand_z", "gripper")
+
+    def __init__(
+        self, task: str = "reach", image_size: int = 64, cameras: tuple[str, ...] = ("front",), render: bool = True
+    ) -> None:
+        get_template(task)
+        if not 16 <= image_size <= 512:
+            raise ValueError(f"expected image_size from 16 to 512 pixels, got {image_size}")
+        unknown = [camera for camera in cameras if camera not in CAMERAS]
+        if unknown or not cameras or isinstance(cameras, str):
+            raise ValueError(f"expected a tuple of cameras out of {CAMERAS}, got {cameras!r}")
+        self.task = task
+        self.cameras = tuple(cameras)
+        self.image_size = int(image_size)
+        self.task_description = ""
+        self._max_episode_steps = get_template(task).max_steps
+        self._with_pixels = render
+        self._model = mujoco.MjModel.from_xml_string(tabletop_xml())
+        self._data = mujoco.MjData(self._model)
+        geom = mujoco.mjtObj.mjOBJ_GEOM
+        self._block_geoms = [mujoco.mj_name2id(self._model, geom, f"block{i}") for i in range(N_BLOCKS)]
+        self._zone_geoms = [mujoco.mj_name2id(self._model, geom, f"zone{i}") for i in range(N_ZONES)]
+        self._renderers: dict[int, mujoco.Renderer] = {}
+        self._episode: Episode | None = None
+        self._template = get_template(task)
+        self._expert = EXPERTS[task]
+        self._steps = self._held = 0
+        self._state: State | None = None
+        self._advice: tuple[tuple[float, float, float, float], str] | None = None
+        limits = np.array(WORKSPACE, dtype=np.float32)
+        spaces: dict[str, gymnasium.Space] = {
+            "agent_pos": gymnasium.spaces.Box(
+                np.append(limits[:, 0] - 0.1, -0.02).astype(np.float32),
+                np.append(limits[:, 1] + 0.1, MAX_OPENING + 0.02).astype(np.float32),
+            )
+        }
+        if render:
+            shape = (self.image_size, self.image_size, 3)
+            spaces["pixels"] = gymnasium.spaces.Dict(
+                {camera: gymnasium.spaces.Box(0, 255, shape, np.uint8) for camera in self.cameras}
+            )
+        self.observation_space = gymnasium.spaces.Dict(spaces)
+        self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (4,), np.float32)
+
+    # ---- gymnasium -----------------------------------------------------------------------------------------------------------
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Start the episode that (task, seed) stands for.
+
+        options: {"task": str} changes the task from now on; {"instruction": str} says something else than the task's own sentence
+        for this episode (success still means the task). ValueError without a seed or for an unknown option or task.
+        """
+        if seed is None or isinstance(seed, bool) or int(seed) != seed or seed < 0:
+            raise ValueError(f"reset needs an explicit seed, an integer >= 0 (seeds are never implied here); got {seed!r}")
+        options = options or {}
+        unknown = set(options) - {"task", "instruction"}
+        if unknown:
+            raise ValueError(f"unknown reset options {sorted(unknown)}; there are 'task' and 'instruction'")
+        task = options.get("task") or self.task
+        template = get_template(task)
+        super().reset(seed=int(seed))
+        self.task, self._template, self._expert = task, template, EXPERTS[task]
+        self._max_episode_steps = template.max_steps
+        self._episode = sample_episode(task, int(seed))
+        self.task_description = options.get("instruction") or self._episode.instruction
+        self._steps = self._held = 0
+        self._write_scene(self._episode)
+        self._read_state()
+        return self._observe(), self._info()
+
+    def step(self, action: np.ndarray) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
+        """Act for 0.1 s. Values outside of [-1, 1] are clipped. ValueError for a wrong shape or a number that is not finite."""
+        values = self._check_action(action)
+        data = self._data
+        target = data.mocap_pos[_TARGET]
+        pieces = []
+        for axis, (low, high) in enumerate(WORKSPACE):
+            here, start = self._state.hand[axis], float(target[axis])
+            wanted = start + STEP * values[axis]
+            wanted = min(max(wanted, here - LEASH), here + LEASH)
+            pieces.append((min(max(wanted, low), high) - start) / GLIDES)
+        data.ctrl[:] = (1.0 - values[3]) * (MAX_OPENING / 4)
+        for _ in range(GLIDES):
+            target += pieces
+            mujoco.mj_step(self._model, data, nstep=SUBSTEPS)
+        # mj_step leaves body poses one substep behind qpos; bring them up so that the picture and the state are of one instant.
+        data.mocap_pos[_SHADE, :2] = data.qpos[_HAND : _HAND + 2]
+        mujoco.mj_kinematics(self._model, data)
+        mujoco.mj_camlight(self._model, data)
+        self._read_state()
+        self._steps += 1
+        done_now = self._template.success(self._state, self._episode, self._episode.goal)
+        self._held = self._held + 1 if done_now else 0
+        terminated = self._held >= self._template.hold
+        truncated = not terminated and self._steps >= self._max_episode_steps
+        return self._observe(), float(terminated), terminated, truncated, self._info()
+
+    def render(self) -> np.ndarray:
+        """Return the first camera's picture, uint8 (image_size, image_size, 3)."""
+        return self._draw(self.cameras[0], self.image_size)
+
+    def close(self) -> None:
+        """Free the OpenGL contexts. Safe to call twice."""
+        while self._renderers:
+            _, renderer = self._renderers.popitem()
+            renderer.close()
+
+    # ---- beyond gymnasium ----------------------------------------------------------------------------------------------------
+
+    def render_at(self, size: int) -> np.ndarray:
+        """Return the first camera's picture at another size (16 to 512), uint8 (size, size, 3)."""
+        if not 16 <= size <= 512:
+            raise ValueError(f"expected a size from 16 to 512 pixels, got {size}")
+        return self._draw(self.cameras[0], int(size))
+
+    def expert_action(self) -> np.ndarray:
+        """Return what the expert would do now, float32 (4,): a function of the present state only."""
+        return np.array(self._advise()[0], dtype=np.float32)
+
+    def alternative_instruction(self) -> str:
+        """Return this episode's sentence with another referent of the same scene: what a policy that listens would do differently."""
+        return self._running().alternative
+
+    # ---- inside ----------------------------------------------------------------------------------------------------------------
+
+    def _running(self) -> Episode:
+        if self._episode is None:
+            raise ValueError("no episode is running: call reset(seed=...) first")
+        return self._episode
+
+    def _check_action(self, action: np.ndarray) -> list[float]:
+        self._running()
+        array = np.asarray(action)
+        if array.shape != (4,):
+            raise ValueError(f"expected an action of shape (4,) for {self.action_names}, got shape {array.shape}")
+        values = [float(v) for v in array.tolist()]
+        if not all(-1e9 < v < 1e9 for v in values):
+            raise ValueError(f"expected finite numbers in the action, got {values}")
+        return [min(max(v, -1.0), 1.0) for v in values]
+
+    def _write_scene(self, episode: Episode) -> None:
+        model, data = self._model, self._data
+        mujoco.mj_resetData(model, data)
+        for i, geom in enumerate(self._block_geoms):
+            model.geom_rgba[geom, :3] = COLOURS[episode.colours[i]]
+        for i, geom in enumerate(self._zone_geoms):
+            # Zones are a little paler than blocks: the same name, but a block never vanishes against a zone.
+            model.geom_rgba[geom, :3] = [0.78 * c + 0.16 for c in COLOURS[episode.zone_colours[i]]]
+            model.geom_pos[geom] = (*episode.zones[i], 0.0008) if episode.zones else PARKED
+        data.qpos[_HAND : _HAND + 3] = data.mocap_pos[_TARGET] = episode.start.hand
+        data.mocap_pos[_SHADE, :2] = episode.start.hand[:2]
+        data.qpos[_FINGERS : _FINGERS + 2] = 0.0
+        for i, (position, yaw) in enumerate(zip(episode.start.blocks, episode.yaws, strict=True)):
+            at = _BLOCKS + 7 * i
+            data.qpos[at : at + 3] = position
+            data.qpos[at + 3 : at + 7] = (np.cos(yaw / 2), 0.0, 0.0, np.sin(yaw / 2))
+        # Everything derived from the poses is computed before the first picture, which would else show the previous scene.
+        mujoco.mj_forward(model, data)
+
+    def _read_state(self) -> None:
+        q = self._data.qpos.tolist()
+        blocks = tuple((q[i], q[i + 1], q[i + 2]) for i in range(_BLOCKS, _BLOCKS + 7 * N_BLOCKS, 7))
+        self._state = State((q[0], q[1], q[2]), q[_FINGERS] + q[_FINGERS + 1], blocks)
+        self._advice = None
+
+    def _advise(self) -> tuple[tuple[float, float, float, float], str]:
+        if self._advice is None:
+            episode = self._running()
+            self._advice = self._expert(self._state, episode, episode.goal)
+        return self._advice
+
+    def _observe(self) -> dict[str, Any]:
+        state = self._state
+        obs: dict[str, Any] = {"agent_pos": np.array((*state.hand, state.opening), dtype=np.float32)}
+        if self._with_pixels:
+            obs["pixels"] = {camera: self._draw(camera, self.image_size) for camera in self.cameras}
+        return obs
+
+    def _info(self) -> dict[str, Any]:
+        return {
+            "is_success": self._held >= self._template.hold,
+            "task": self.task,
+            "instruction": self.task_description,
+            "subtask": self._advise()[1],
+        }
+
+    def _draw(self, camera: str, size: int) -> np.ndarray:
+        self._running()
+        renderer = self._renderers.get(size)
+        if renderer is None:
+            renderer = self._renderers[size] = self._open_renderer(size)
+        renderer.update_scene(self._data, camera=camera)
+        return renderer.render()
+
+    def _open_renderer(self, size: int) -> "mujoco.Renderer":
+        try:
+            renderer = mujoco.Renderer(self._model, size, size)
+        except Exception as error:
+            raise RuntimeError(_NO_RENDERER.format(gl=os.environ.get("MUJOCO_GL"), error=error)) from error
+        for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION, mujoco.mjtRndFlag.mjRND_SKYBOX):
+            renderer.scene.flags[flag] = 0
+        _close_at_exit(self)
+        return renderer
+
+
+_OPEN: "weakref.WeakSet[TabletopEnv]" = weakref.WeakSet()
+
+
+def _close_at_exit(env: TabletopEnv) -> None:
+    """Close `env` before the interpreter tears OpenGL down: a context freed after that prints a traceback.
+
+    Registered after the first context exists, because exit handlers run last come, first served, and MuJoCo's own ends EGL.
+    """
+    if not _OPEN:
+        atexit.unregister(_close_open_envs)
+        atexit.register(_close_open_envs)
+    _OPEN.add(env)
+
+
+def _close_open_envs() -> None:
+    for env in list(_OPEN):
+        env.close()

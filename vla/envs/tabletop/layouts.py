@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where blocks and zones lie at the start of an episode: rejection sampling against what a task needs to be possible.
+
+A layout must suit every block as the one that is named (or several of them, where every one would be too much to ask), and the
+named one is drawn afterwards: the arrangement alone must not give away what the sentence says.
+"""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+
+from vla.envs.tabletop.scene import BLOCK_HALF, N_BLOCKS, N_ZONES, REGION, WORKSPACE, ZONE_HALF
+
+Point = tuple[float, float]
+Check = Callable[[list[Point], list[Point]], bool]
+
+MIN_SEPARATION = 0.10
+"""Smallest distance between the centres of two blocks, m: an open hand fits around any of them."""
+MIN_HAND_DISTANCE = 0.07
+"""The hand never starts above a block, m: no task is solved before it begins."""
+_CANDIDATES = 128
+
+
+def sample_layout(
+    rng: np.random.Generator, check: Check, with_zones: bool, n_blocks: int = N_BLOCKS
+) -> tuple[list[Point], list[Point]]:
+    """Draw block centres (and zone centres, or none), m, until `check(blocks, zones)` holds."""
+    n = n_blocks + (N_ZONES if with_zones else 0)
+    upper = np.triu_indices(n, k=1)
+    # What may not come closer than this: blocks to blocks, zones to blocks (with a margin), zones to zones.
+    least = np.where(
+        upper[1] < n_blocks, MIN_SEPARATION, np.where(upper[0] < n_blocks, ZONE_HALF + BLOCK_HALF + 0.03, 0.15)
+    )
+    for _ in range(1000):
+        points = rng.uniform(-REGION, REGION, size=(_CANDIDATES, n, 2))
+        gaps = np.linalg.norm(points[:, upper[0]] - points[:, upper[1]], axis=-1)
+        for index in np.flatnonzero((gaps >= least).all(axis=1)):
+            flat = [(float(x), float(y)) for x, y in points[index]]
+            blocks, zones = flat[:n_blocks], flat[n_blocks:]
+            if check(blocks, zones):
+                return blocks, zones
+    raise AssertionError("no feasible layout: the task's own check asks for too much")
+
+
+def sample_hand(rng: np.random.Generator, blocks: list[Point]) -> tuple[float, float, float]:
+    """Draw the hand's start, m: anywhere over the table, at a height that clears the blocks, above none of them."""
+    while True:
+        x, y = (float(v) for v in rng.uniform(-0.24, 0.24, size=2))
+        if all(math.hypot(x - bx, y - by) >= MIN_HAND_DISTANCE for bx, by in blocks):
+            return x, y, float(rng.uniform(0.07, 0.20))
+
+
+def anything(blocks: list[Point], zones: list[Point]) -> bool:
+    """No demand beyond the separations."""
+    return True
+
+
+def corridor_is_free(start: Point, direction: Point, length: float, others: list[Point]) -> bool:
+    """Can a block be pushed `length` m from `start` along the unit vector `direction`, the hand coming from behind?"""
+    ux, uy = direction
+    for x, y in others:
+        dx, dy = x - start[0], y - start[1]
+        along, across = dx * ux + dy * uy, abs(dx * uy - dy * ux)
+        if across < 0.066 and -0.115 < along < length + 2 * BLOCK_HALF + 0.02:
+            return False
+    return True
+
+
+def every_block_can_be_pushed(direction: Point) -> Check:
+    """Every block has a free corridor along `direction`."""
+
+    def check(blocks: list[Point], zones: list[Point]) -> bool:
+        return all(corridor_is_free(b, direction, 0.10, blocks[:i] + blocks[i + 1 :]) for i, b in enumerate(blocks))
+
+    return check
+
+
+def spot_is_free(spot: Point, others: list[Point]) -> bool:
+    """Can an open hand set a block down at `spot` without touching `others`?"""
+    inside = abs(spot[0]) < WORKSPACE[0][1] - 0.02 and abs(spot[1]) < WORKSPACE[1][1] - 0.02
+    return inside and all(abs(x - spot[0]) > 0.088 or abs(y - spot[1]) > 0.068 for x, y in others)
+
+
+def every_block_has_room(offset: Point) -> Check:
+    """Next to every block, at `offset` m from it, another block can be set down."""
+
+    def check(blocks: list[Point], zones: list[Point]) -> bool:
+        return all(spot_is_free((b[0] + offset[0], b[1] + offset[1]), blocks) for b in blocks)
+
+    return check
+
+
+EXTREMES: dict[str, Point] = {"leftmost": (-1, 0), "rightmost": (1, 0), "nearest": (0, -1), "farthest": (0, 1)}
+"""Relational referents: the block farthest along this direction."""
+
+
+def extreme_block(relation: str, blocks: list[Point]) -> int:
+    """Index of the leftmost / rightmost / nearest / farthest block."""
+    ux, uy = EXTREMES[relation]
+    return max(range(len(blocks)), key=lambda i: blocks[i][0] * ux + blocks[i][1] * uy)
+
+
+def extremes_are_clear(blocks: list[Point], zones: list[Point]) -> bool:
+    """Every relation singles out its block by 3.5 cm, so that a person would not hesitate."""
+    for ux, uy in EXTREMES.values():
+        order = sorted((x * ux + y * uy for x, y in blocks), reverse=True)
+        if order[0] - order[1] < 0.035:
+            return False
+    return True
+
+
+def pushable_pairs(blocks: list[Point], zones: list[Point]) -> list[tuple[int, int]]:
+    """All (block, zone) where the block can be pushed straight into the zone."""
+    pairs = []
+    for i, block in enumerate(blocks):
+        others = blocks[:i] + blocks[i + 1 :]
+        for j, zone in enumerate(zones):
+            dx, dy = zone[0] - block[0], zone[1] - block[1]
+            length = math.hypot(dx, dy)
+            # Within 25 degrees of an axis: a push that meets a face squarely does not turn the block.
+            if min(abs(dx), abs(dy)) > 0.46 * max(abs(dx), abs(dy)):
+                continue
+            # The hand starts behind the block; that place has to be on the table as well.
+            behind = (block[0] - 0.065 * dx / length, block[1] - 0.065 * dy / length)
+            if max(abs(behind[0]), abs(behind[1])) < 0.26 and corridor_is_free(
+                block, (dx / length, dy / length), length, others
+            ):
+                pairs.append((i, j))
+    return pairs
+
+
+def enough_pushable_pairs(blocks: list[Point], zones: list[Point]) -> bool:
+    """At least three different blocks, with both zones, can be the subject of the sentence."""
+    pairs = pushable_pairs(blocks, zones)
+    return len({i for i, _ in pairs}) >= 3 and len({j for _, j in pairs}) == N_ZONES
+
+
+def between_triples(blocks: list[Point]) -> list[tuple[int, int, int]]:
+    """All (a, b, c), b < c, where there is room for a in the middle between b and c."""
+    triples = []
+    for b in range(len(blocks)):
+        for c in range(b + 1, len(blocks)):
+            gap = math.dist(blocks[b], blocks[c])
+            spot = ((blocks[b][0] + blocks[c][0]) / 2, (blocks[b][1] + blocks[c][1]) / 2)
+            if not 0.16 < gap < 0.34:
+                continue
+            # The carried block itself may not lie there either: it would be there already.
+            if spot_is_free(spot, blocks):
+                triples += [(a, b, c) for a in range(len(blocks)) if a not in (b, c)]
+    return triples
+
+
+def enough_triples(blocks: list[Point], zones: list[Point]) -> bool:
+    """Every block can be the one that is carried."""
+    return len({a for a, _, _ in between_triples(blocks)}) == len(blocks)

@@ -1,0 +1,320 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`vla eval`: run a policy (or a baseline) over a fixed list of episodes and write down what happened.
+
+One process thinks, several simulate. The centre waits until half of the running slots hold an observation,
+gives them to `policy.act` at once, and sends each slot the actions it will execute before its next
+observation: while the policy thinks about one half, the workers simulate the other. An episode's randomness
+is a function of (task, seed, sampler seed, step) only, so that the results do not depend on slots, workers or
+which half an episode fell into.
+"""
+
+import importlib
+import json
+import math
+import os
+import time
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict
+
+import numpy as np
+
+from vla.eval.episodes import (
+    Episode,
+    EpisodeResult,
+    episode_key,
+    episode_list,
+    read_results,
+    to_line,
+    write_atomically,
+    write_results,
+)
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from vla.policy import Observation
+
+BASELINES = ("random", "expert")
+VIDEO_SIZE = 192
+IMAGE_SIZE = 64
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """Evaluate a checkpoint, or a baseline, in simulation."""
+
+    policy: str
+    """checkpoint folder, or "random" or "expert\""""
+    env: str = "tabletop"
+    """environment"""
+    suite: str = "demo"
+    """named set of tasks"""
+    tasks: tuple[str, ...] = ()
+    """these tasks instead of a suite"""
+    episodes: int = 200
+    """in total, spread evenly over the tasks"""
+    first_seed: int = 0
+    """seeds first_seed, first_seed + 1, ... for each task; below 100_000"""
+    slots: int = 16
+    """environments in parallel; changes the speed, never the result"""
+    workers: int = 0
+    """simulator processes; 0: one a core"""
+    instruction: Literal["given", "swapped"] = "given"
+    """"swapped": tell the policy about another object of the scene and judge by the first (does it read?)"""
+    out: Path = Path("runs/eval")
+    """folder for episodes.jsonl, summary.json and videos/"""
+    name: str = ""
+    """of this run in summaries; empty: the policy's"""
+    videos: int = 2
+    """videos to keep for each task and outcome"""
+    seed: int = 0
+    """of the policy's sampler"""
+    n_action_steps: int | None = None
+    """execute this many actions of a chunk before looking again; none: as the checkpoint says"""
+    evaluations: int | None = None
+    """network evaluations a chunk; none: as the checkpoint says"""
+    rows: int = 8
+    """observations in one call of the network, padded to it, so that results do not depend on slots"""
+    device: str = "auto"
+    """"cpu", "cuda", or "auto\""""
+    overwrite: bool = False
+    """replace an evaluation that is in `out` already"""
+    resume: bool = False
+    """go on with an interrupted evaluation in `out`: episodes that are there are not run again"""
+
+
+def _tasks(config: EvalConfig, registry: Any) -> tuple[str, ...]:
+    if config.env not in registry.ENVS:
+        raise ValueError(f"expected an environment out of {', '.join(registry.ENVS)}, got {config.env!r}")
+    suites = registry.suites(config.env)
+    if not config.tasks:
+        if config.suite not in suites:
+            raise ValueError(
+                f"expected a suite of {config.env} out of {', '.join(suites)}, got {config.suite!r}"
+            )
+        return tuple(suites[config.suite])
+    known = dict.fromkeys(task for tasks in suites.values() for task in tasks)
+    unknown = [task for task in config.tasks if task not in known]
+    if unknown:
+        raise ValueError(
+            f"expected tasks of {config.env} out of {', '.join(known)}, got {', '.join(unknown)}"
+        )
+    return config.tasks
+
+
+def _check(config: EvalConfig) -> None:
+    if min(config.slots, config.rows) < 1 or config.workers < 0 or config.videos < 0:
+        raise ValueError(
+            "expected --slots and --rows of at least 1 and no negative --workers or --videos, "
+            f"got {config.slots}, {config.rows}, {config.workers}, {config.videos}"
+        )
+    if config.overwrite and config.resume:
+        raise ValueError(
+            "expected --overwrite or --resume, got both; the one deletes what the other goes on with"
+        )
+    if config.instruction == "swapped" and config.policy in BASELINES:
+        raise ValueError(
+            f"expected a checkpoint with --instruction swapped, got {config.policy!r}, which reads none"
+        )
+
+
+def _load(config: EvalConfig) -> Policy:
+    path = Path(config.policy)
+    if not path.is_dir():
+        raise ValueError(
+            f'expected a checkpoint folder, "random" or "expert", got {config.policy!r}, which is no '
+            "folder; train one with `vla train`"
+        )
+    import torch
+
+    from vla.policy import Policy as LatticePolicy
+
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
+    return LatticePolicy.load(
+        path,
+        device=device,
+        evaluations=config.evaluations,
+        n_action_steps=config.n_action_steps,
+        rows=config.rows,
+    )
+
+
+def _same_run(config: EvalConfig, checkpoint: str | None) -> dict[str, Any]:
+    """What must not differ between the two halves of a resumed evaluation."""
+    keys = ("policy", "env", "instruction", "seed", "n_action_steps", "evaluations", "rows")
+    return {key: getattr(config, key) for key in keys} | {"checkpoint_sha256": checkpoint}
+
+
+def _prepare_folder(config: EvalConfig, todo: list[Episode], identity: dict[str, Any]) -> list[EpisodeResult]:
+    """Make or clear the output folder. Returns what is done already (resume)."""
+    lines, about = config.out / "episodes.jsonl", config.out / "config.json"
+    done: list[EpisodeResult] = []
+    if config.out.exists() and not config.out.is_dir():
+        raise ValueError(f"expected --out to be a folder, got the file {config.out}")
+    if config.out.is_dir() and any(config.out.iterdir()):
+        if config.resume and lines.exists():
+            before = json.loads(about.read_text(encoding="utf-8"))["identity"] if about.exists() else identity
+            differs = [key for key in identity if before.get(key) != identity[key]]
+            if differs:
+                raise ValueError(
+                    f"expected the same {', '.join(differs)} as in {config.out} to resume, got "
+                    + ", ".join(f"{identity[key]!r} instead of {before.get(key)!r}" for key in differs)
+                )
+            wanted = set(todo)
+            done = write_results(lines, [r for r in read_results(lines) if r.episode in wanted])
+        elif config.overwrite or config.resume:
+            ours = [lines, about, config.out / "summary.json", *(config.out / "videos").glob("*.mp4")]
+            for path in ours:
+                path.unlink(missing_ok=True)
+        else:
+            raise ValueError(
+                f"expected a new or empty folder, got {config.out}, which has files in it; "
+                "choose another --out, or give --overwrite, or --resume to go on with it"
+            )
+    config.out.mkdir(parents=True, exist_ok=True)
+    settings = {
+        key: str(value) if isinstance(value, Path) else value for key, value in asdict(config).items()
+    }
+    write_atomically(about, json.dumps({"identity": identity, "config": settings}, indent=1))
+    return done
+
+
+def _check_fits(policy: Policy, description: Any) -> None:
+    """Refuse a policy that was made for another robot or other cameras."""
+    ours, theirs = tuple(policy.action_names), description.action_names
+    if ours != theirs:
+        raise ValueError(
+            f"expected a policy with the environment's {len(theirs)} actions {', '.join(theirs)}, "
+            f"got one with {len(ours)}: {', '.join(ours)}; evaluate in the environment it was trained for"
+        )
+    if tuple(policy.state_names) != description.state_names:
+        raise ValueError(
+            f"expected a policy with the environment's state {', '.join(description.state_names)}, "
+            f"got {', '.join(policy.state_names)}; evaluate in the environment it was trained for"
+        )
+    missing = [camera for camera in policy.cameras if camera not in description.cameras]
+    if missing:
+        raise ValueError(
+            f"expected a policy with cameras out of {', '.join(description.cameras)}, "
+            f"got {', '.join(missing)} too"
+        )
+    if not 1 <= policy.n_action_steps <= policy.horizon:
+        raise ValueError(
+            f"expected n_action_steps in 1 .. horizon = {policy.horizon}, got {policy.n_action_steps}"
+        )
+
+
+def _videos_wanted(config: EvalConfig, tasks: Iterable[str]) -> dict[tuple[str, bool], int]:
+    """How many videos of each (task, success) are still to be made."""
+    wanted = {}
+    for task in tasks:
+        for success in (True, False):
+            there = list((config.out / "videos").glob(f"{task}_*_{'success' if success else 'failure'}.mp4"))
+            wanted[task, success] = max(0, config.videos - len(there))
+    return wanted
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def evaluate(
+    config: EvalConfig,
+    policy: Policy | None = None,
+    *,
+    registry: str = "vla.envs.registry",
+    console: "Console | None" = None,
+) -> Summary:
+    """Run the evaluation, write `config.out`, return the summary that is in its summary.json.
+
+    `policy`: use this one instead of loading `config.policy`. `registry`: the module, by name, whose
+    make_env, suites and ENVS are used (the workers import it too). `console`: a rich Console for the progress
+    bar, else standard output.
+
+    The workers are spawned: a script that calls this must do so under `if __name__ == "__main__":`.
+
+    Raises ValueError for an unknown environment, suite or task, a missing checkpoint, an output folder that
+    is in use, a policy that does not fit the environment, and actions that are not finite; RuntimeError if an
+    environment fails. KeyboardInterrupt passes through once the finished episodes are safe in episodes.jsonl.
+    """
+    from rich.console import Console
+
+    from vla.eval.manifest import checkpoint_hash
+    from vla.eval.manifest import manifest as make_manifest
+    from vla.eval.progress import EvalProgress
+    from vla.eval.workers import Pool, WorkerSettings
+
+    console = console or Console()
+    _check(config)
+    tasks = _tasks(config, importlib.import_module(registry))
+    episodes = episode_list(tasks, config.episodes, config.first_seed)
+    baseline = config.policy in BASELINES and policy is None
+    checkpoint = None if config.policy in BASELINES else Path(config.policy)
+    if not baseline and policy is None:
+        policy = _load(config)
+    digest = checkpoint_hash(checkpoint) if checkpoint is not None else None
+    done = _prepare_folder(config, episodes, _same_run(config, digest))
+    finished = {result.episode for result in done}
+    todo = [episode for episode in episodes if episode not in finished]
+    written = config.out / "summary.json"
+    if not todo and written.exists():  # nothing to resume: keep the latencies and the date that were measured
+        summary = json.loads(written.read_text(encoding="utf-8"))
+        if summary["n"] == len(done):
+            show(summary, console)
+            return summary
+
+    env_kwargs: dict[str, Any] = {"task": tasks[0], "image_size": IMAGE_SIZE, "render": not baseline}
+    if policy is not None:
+        env_kwargs |= {"image_size": int(policy.image_size), "cameras": tuple(policy.cameras)}
+    settings = WorkerSettings(
+        registry=registry,
+        env=config.env,
+        env_kwargs=env_kwargs,
+        mode="policy" if policy is not None else config.policy,  # type: ignore[arg-type]
+        swapped=config.instruction == "swapped",
+        sampler_seed=config.seed,
+    )
+    workers = min(config.workers or _cores(), config.slots, max(1, len(todo)))
+    slots = min(config.slots, max(1, len(todo)))
+    if baseline:
+        slots = min(
+            slots, workers
+        )  # a baseline's episode is one message: more slots would only be more memory
+    lines = config.out / "episodes.jsonl"
+    with Pool(settings, workers, slots) as pool:
+        description = pool.describe(tasks[0])
+        if policy is not None:
+            _check_fits(policy, description)
+        centre = Centre(config, policy, pool, _videos_wanted(config, tasks))
+        name = config.name or config.policy
+        started = time.perf_counter()
+        try:
+            bar = EvalProgress(
+                console, name, len(episodes), len(done), sum(result.success for result in done)
+            )
+            with bar, lines.open("a", encoding="utf-8") as file:
+                for result in centre.run(todo):
+                    done.append(result)
+                    file.write(to_line(result))
+                    file.flush()
+                    bar.add(result.success)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(
+                f"{len(done)} of {len(episodes)} episodes are saved in {config.out}; "
+                "--resume goes on from there"
+            ) from None
+        finally:
+            done = write_results(lines, done)
+        elapsed_s = time.perf_counter() - started
+        centre.film()
+    about = make_manifest(description.renderer, checkpoint)
+    about["n_action_steps"] = policy.n_action_steps if policy is not None else None
+    about["sampler_seed"], about["image_size"] = config.seed, env_kwargs["image_size"]
+    steps_per_s = centre.steps / elapsed_s if todo else 0.0
+    summary = summarize(config, done, centre.latencies_ms, steps_per_s, about)
+    write_atomically(written, json.dumps(summary, indent=1) + "\n")
+    show(summary, console)
+    return summary

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Lattice states to vectors and vectors to digit logits: the only code that knows how a token is written.
+
+A position's input is the sum of its parts (digits known, provenance, noise index, place), so the sequence does not
+grow with the richness of the state. All parts live in one table and are read by one `embedding_bag`.
+
+Shapes: B batch, N positions, S sub-tokens a position, D digits, V base, A action dimensions, W width.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vla.canvas import ActionLayout, Provenance, State
+
+
+class CanvasEmbedding(nn.Module):
+    """State (B, N, S, D) -> float (B, N, W)."""
+
+    def __init__(self, layout: ActionLayout, width: int, noise_indices: int) -> None:
+        super().__init__()
+        self.layout, self.noise_indices = layout, noise_indices
+        base, digits = layout.base, layout.digits
+        self.rows_digit = base + 1  # the last row means "not known"
+        self.rows_dim = digits * self.rows_digit + len(Provenance) + noise_indices + 1  # the last: "no noise, all known"
+        table = torch.randn(layout.dims, self.rows_dim, width) * 0.02
+        for d in range(digits):
+            # Neighbouring digits start with neighbouring embeddings: the numbers are metric.
+            rows = slice(d * self.rows_digit, d * self.rows_digit + base)
+            table[:, rows] += 0.1 * _sinusoids(base, width) / (d + 1)
+        self.table = nn.Parameter(table.flatten(0, 1))
+        self.place = nn.Parameter(torch.randn(layout.positions, width) * 0.02)
+        dims = torch.arange(layout.dims)
+        dimension_NS = dims.repeat(layout.horizon).view(layout.positions, layout.sub_tokens)
+        digit_offset_D = torch.arange(digits) * self.rows_digit
+        self.register_buffer("offset_NS", dimension_NS * self.rows_dim, persistent=False)
+        self.register_buffer("digit_offset_D", digit_offset_D, persistent=False)
+
+    def forward(self, state: State) -> Tensor:
+        depth, base = self.layout.digits, self.layout.base
+        digits_BNSD = torch.where(state.visible_BNSD(), state.digits_BNSD, base) + self.digit_offset_D
+        provenance_BNS1 = (state.provenance_BNS + depth * self.rows_digit).unsqueeze(-1)
+        noise_BNS = torch.where(state.known_BNS < depth, state.noise_BNS % self.noise_indices, self.noise_indices)
+        noise_BNS1 = (noise_BNS + depth * self.rows_digit + len(Provenance)).unsqueeze(-1)
+        index_BNSF = torch.cat([digits_BNSD, provenance_BNS1, noise_BNS1], dim=-1) + self.offset_NS.unsqueeze(-1)
+        batch, positions = index_BNSF.shape[:2]
+        summed = F.embedding_bag(index_BNSF.reshape(batch * positions, -1), self.table, mode="sum")
+        return summed.view(batch, positions, -1) + self.place
+
+
+def _sinusoids(count: int, width: int) -> Tensor:
+    """Smooth features of 0..count-1: (count, width)."""
+    frequency = torch.arange(1, width // 2 + 1) * (math.pi / count)
+    phase = torch.arange(count).unsqueeze(1) * frequency * (8 / width)
+    return torch.cat([phase.sin(), phase.cos()], dim=-1)
+
+
+class DigitHead(nn.Module):
+    """Hidden vectors -> logits of each digit, each given the digits before it (a chain inside one position).
+
+    p(coarse, fine | h) = p(coarse | h) p(fine | h, coarse): a whole token can be drawn in one evaluation without
+    treating its digits as independent. The first `d` digits come from the truth (training), from the state
+    (coarse digit known) or from the draw just made (sampling).
+    """
+
+    def __init__(self, layout: ActionLayout, width: int, hidden: int = 32) -> None:
+        super().__init__()
+        self.layout, self.hidden = layout, hidden
+        self.project = nn.Linear(width, layout.dims * layout.digits * hidden)
+        self.given = nn.Parameter(torch.randn(layout.dims, max(layout.digits - 1, 1), layout.base, hidden) * 0.02)
+        self.out = nn.Parameter(torch.randn(layout.dims, layout.digits, hidden, layout.base) / math.sqrt(hidden))
+        self.bias = nn.Parameter(torch.zeros(layout.dims, layout.digits, layout.base))
+        self.register_buffer("allowed_ADV", torch.ones(layout.dims, layout.digits, layout.base, dtype=torch.bool))
+
+    def features(self, h_BNW: Tensor) -> Tensor:
+        """(B, N, W) -> (B, H, A, D, hidden), one row a digit of an action."""
+        layout = self.layout
+        x = self.project(h_BNW).unflatten(-1, (layout.dims, layout.digits, self.hidden))
+        if layout.arrangement == "per_step":
+            return x
+        x = x.unflatten(1, (layout.horizon, layout.dims))  # keep, of every position, its own dimension
+        return torch.diagonal(x, dim1=2, dim2=3).movedim(-1, 2)
+
+    def digit_logits(self, features: Tensor, digit: int, digits_BNSD: Tensor) -> Tensor:
+        """Logits of `digit` given the digits before it: (B, N, S, V). Digits that a dimension never shows get -inf."""
+        x_BHAR = features[..., digit, :]
+        previous_BHAD = self.layout.unfold(digits_BNSD)
+        dims = torch.arange(self.layout.dims, device=x_BHAR.device)
+        for earlier in range(digit):
+            x_BHAR = x_BHAR + self.given[dims, earlier, previous_BHAD[..., earlier]]
+        x_BHAR = F.gelu(x_BHAR)
+        # A batched product over dimensions: (A, B*H, R) @ (A, R, V).
+        flat = x_BHAR.flatten(0, 1).transpose(0, 1)
+        logits = torch.baddbmm(self.bias[:, digit].unsqueeze(1), flat, self.out[:, digit])
+        logits = logits.transpose(0, 1).unflatten(0, x_BHAR.shape[:2]).float()
+        return self.layout.fold(logits.masked_fill(~self.allowed_ADV[:, digit], float("-inf")))
+
+    def forward(self, h_BNW: Tensor, digits_BNSD: Tensor) -> list[Tensor]:
+        """Teacher-forced logits of every digit: a list of D tensors (B, N, S, V)."""
+        features = self.features(h_BNW)
+        return [self.digit_logits(features, d, digits_BNSD) for d in range(self.layout.digits)]

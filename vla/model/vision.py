@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Images to prefix tokens. Two encoders: a small keypoint network for CPUs, and any backbone of `timm`.
+
+Shapes: B batch, H W pixels, C channels, K keypoints, T tokens a camera, D width.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class KeypointStem(nn.Module):
+    """Three convolutions, conditioned on the words by FiLM, read out by a spatial soft-argmax.
+
+    The words scale and shift the feature maps (FiLM, Perez et al. 2018), so that maps can mean "the block that is
+    talked about"; the soft-argmax (Levine et al. 2016) turns each map into the coordinates of its mass. A network of
+    50 k parameters localises named objects to a fraction of a pixel after minutes of training, where patch tokens of
+    the same budget learn nothing (LOG.md).
+    """
+
+    def __init__(self, width: int, tokens: int = 2, keypoints: int = 64) -> None:
+        super().__init__()
+        self.tokens, self.keypoints = tokens, keypoints
+        self.conv_1 = nn.Conv2d(3, 32, 5, stride=2, padding=2)
+        self.conv_2 = nn.Conv2d(32, 32, 3, padding=1)
+        self.conv_3 = nn.Conv2d(32, keypoints, 3, padding=1)
+        self.film = nn.Linear(width, 64)
+        nn.init.normal_(self.film.weight, std=0.02)
+        nn.init.zeros_(self.film.bias)
+        self.readout = nn.Linear(3 * keypoints, tokens * width)
+
+    def forward(self, image_BHWC: Tensor, words_BD: Tensor) -> Tensor:
+        """uint8 (B, H, W, 3), float (B, D) -> float (B, T, D)."""
+        # NHWC storage seen as NCHW is exactly torch's channels_last: no copy, here and below.
+        x_BCHW = image_BHWC.permute(0, 3, 1, 2).to(torch.float32) * (1 / 127.5) - 1
+        x_BCHW = F.relu(self.conv_1(x_BCHW))
+        x_BCHW = F.relu(film(self.conv_2(x_BCHW), self.film(words_BD)))
+        # The factor sharpens the soft-argmax at the start; on the small weights it costs nothing.
+        maps_BKHW = F.conv2d(x_BCHW, SHARPNESS * self.conv_3.weight, SHARPNESS * self.conv_3.bias, padding=1)
+        return self.readout(soft_argmax(maps_BKHW)).unflatten(-1, (self.tokens, -1))
+
+
+SHARPNESS = 4.0
+
+
+def film(x_BCHW: Tensor, scale_shift_BF: Tensor) -> Tensor:
+    """x * (1 + scale) + shift, a scale and a shift for each channel of each sample."""
+    scale, shift = scale_shift_BF.to(x_BCHW.dtype)[:, :, None, None].chunk(2, dim=1)
+    return torch.addcmul(shift, x_BCHW, 1 + scale)
+
+
+def soft_argmax(maps_BKHW: Tensor) -> Tensor:
+    """Expected x and y, in [-1, 1], of every map's mass, and its spread (the variance of both): float32 (B, 3 K)."""
+    x_BK, y_BK, square_BK = _Moments.apply(maps_BKHW)
+    return torch.cat([x_BK, y_BK, square_BK - x_BK * x_BK - y_BK * y_BK], dim=-1)
+
+
+class _Moments(torch.autograd.Function):
+    """E[x], E[y], E[x^2 + y^2] under the softmax of each map. The moments are separable, so neither direction needs
+    a matrix product with the grid: written out, this is 4x faster than autograd (a third of a training step)."""
+
+    @staticmethod
+    def forward(ctx: Any, maps_BKHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        height, width = maps_BKHW.shape[-2:]
+        channels_last = maps_BKHW.permute(0, 2, 3, 1)
+        mass_BPK = channels_last.flatten(1, 2).softmax(1, dtype=torch.float32)
+        mass_BHWK = mass_BPK.unflatten(1, (height, width))
+        x_W1 = torch.linspace(-1, 1, width, device=maps_BKHW.device).unsqueeze(1)
+        y_H1 = torch.linspace(-1, 1, height, device=maps_BKHW.device).unsqueeze(1)
+        by_x_BWK, by_y_BHK = mass_BHWK.sum(1), mass_BHWK.sum(2)
+        x_BK, y_BK = (by_x_BWK * x_W1).sum(1), (by_y_BHK * y_H1).sum(1)
+        square_BK = (by_x_BWK * x_W1.square()).sum(1) + (by_y_BHK * y_H1.square()).sum(1)
+        ctx.save_for_backward(mass_BHWK, x_W1, y_H1, x_BK, y_BK, square_BK)
+        ctx.dtype = maps_BKHW.dtype
+        return x_BK, y_BK, square_BK
+
+    @staticmethod
+    def backward(ctx: Any, gx_BK: Tensor, gy_BK: Tensor, gs_BK: Tensor) -> Tensor:  # type: ignore[override]
+        mass_BHWK, x_W1, y_H1, x_BK, y_BK, square_BK = ctx.saved_tensors
+        mean_BK = gx_BK * x_BK + gy_BK * y_BK + gs_BK * square_BK
+        along_x_BWK = gx_BK[:, None] * x_W1 + gs_BK[:, None] * x_W1.square() - mean_BK[:, None]
+        along_y_BHK = gy_BK[:, None] * y_H1 + gs_BK[:, None] * y_H1.square()
+        grad_BHWK = (along_x_BWK[:, None] + along_y_BHK[:, :, None]).mul_(mass_BHWK)
+        return grad_BHWK.to(ctx.dtype).permute(0, 3, 1, 2)
+
+
+class TimmBackbone(nn.Module):
+    """A `timm` model whose last feature map becomes tokens, e.g. "timm:vit_small_patch16_224".
+
+    `pretrained` weights come from the hub when asked for; without, the backbone starts from scratch. The words are
+    added as a FiLM on the features, as above.
+    """
+
+    def __init__(self, name: str, width: int, image_size: int, pretrained: bool = False) -> None:
+        super().__init__()
+        import timm
+
+        kwargs = {"img_size": image_size} if "vit" in name else {}
+        self.body = timm.create_model(name, pretrained=pretrained, num_classes=0, **kwargs)
+        self.film = nn.Linear(width, 2 * self.body.num_features)
+        nn.init.normal_(self.film.weight, std=0.02)
+        nn.init.zeros_(self.film.bias)
+        self.project = nn.Linear(self.body.num_features, width)
+        with torch.no_grad():
+            self.tokens = self._features(torch.zeros(1, 3, image_size, image_size)).shape[1]
+
+    def _features(self, x_BCHW: Tensor) -> Tensor:
+        x = self.body.forward_features(x_BCHW)
+        return x.flatten(2).transpose(1, 2) if x.ndim == 4 else x
+
+    def forward(self, image_BHWC: Tensor, words_BD: Tensor) -> Tensor:
+        """uint8 (B, H, W, 3), float (B, D) -> float (B, T, D)."""
+        x_BTF = self._features(image_BHWC.permute(0, 3, 1, 2).to(torch.float32) * (1 / 127.5) - 1)
+        scale, shift = self.film(words_BD).unsqueeze(1).chunk(2, dim=-1)
+        return self.project(torch.addcmul(shift, x_BTF, 1 + scale))
+
+
+def build_vision(name: str, width: int, image_size: int) -> nn.Module:
+    """`name`: "keypoints" or "timm:<model>". Raises ValueError for anything else."""
+    if name == "keypoints":
+        return KeypointStem(width)
+    if name.startswith("timm:"):
+        return TimmBackbone(name.removeprefix("timm:"), width, image_size)
+    raise ValueError(f"vision must be 'keypoints' or 'timm:<model name>', got {name!r}")

@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Everything between a dataset's units and the model's tokens, as one thing that is saved with every checkpoint."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from vla.tokenizers.action import BinTokenizer
+from vla.tokenizers.state import StateScaler
+from vla.tokenizers.text import TextTokenizer
+
+
+@dataclass
+class Tokenizers:
+    """The action tokenizer, the state scaler and the instruction tokenizer of one dataset."""
+
+    action: BinTokenizer
+    state: StateScaler
+    text: TextTokenizer
+
+    def save(self, folder: Path) -> None:
+        """Write `tokenizers.json` (limits, names) and `text_tokenizer.json` (the BPE)."""
+        data = {"action": self.action.to_dict(), "state": self.state.to_dict(), "text": {"length": self.text.length}}
+        (folder / "tokenizers.json").write_text(json.dumps(data, indent=2))
+        (folder / "text_tokenizer.json").write_text(self.text.to_json())
+
+    @classmethod
+    def load(cls, folder: Path) -> "Tokenizers":
+        data = json.loads((folder / "tokenizers.json").read_text())
+        return cls(
+            BinTokenizer.from_dict(data["action"]),
+            StateScaler(**data["state"]),
+            TextTokenizer.from_json((folder / "text_tokenizer.json").read_text(), data["text"]["length"]),
+        )

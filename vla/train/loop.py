@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`vla train`: one flat function from a dataset to a checkpoint."""
+
+import json
+import signal
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Train a policy on a LeRobotDataset (v3): a local folder or a hub repository id."""
+
+    dataset: str
+    """Folder of the dataset, or a hub repository id."""
+    out: Path = Path("runs/train")
+    """Run folder: checkpoints/, metrics.jsonl, tensorboard/."""
+    recipe: str = "tabletop_nano"
+    """A named recipe of vla/recipes.py."""
+    set: tuple[str, ...] = ()
+    """Overrides of single values of the recipe, e.g. --set width=192 programs.full=0.3"""
+    steps: int | None = None
+    """Optimiser steps; the recipe's by default."""
+    minutes: float | None = None
+    """Upper limit of the wall-clock: after 40 steps, the total is cut to what fits (the schedule follows)."""
+    seed: int = 0
+    device: str = "auto"
+    """auto: CUDA where there is one, else the CPU."""
+    threads: int = 0
+    """CPU threads of torch; 0: all cores."""
+    resume: bool = False
+    """Continue from the newest complete checkpoint in `out`."""
+    overwrite: bool = False
+    """Delete an existing run folder first."""
+    save_interval: int = 1000
+    """Steps between checkpoints."""
+    keep: int = 2
+    """How many checkpoints to keep."""
+    log_interval: int = 25
+    val_interval: int = 500
+    tensorboard: bool = True
+
+
+def train(config: TrainConfig) -> dict[str, Any]:
+    """Train. Returns {"checkpoint", "steps", "loss", "elapsed_s", "steps_per_s", ...}.
+
+    Raises ValueError for a missing dataset, a dataset without language, NaN in it, an existing run folder.
+    """
+    import shutil
+
+    import torch
+
+    from vla import recipes
+    from vla.checkpoint import steps_in
+    from vla.train.metrics import Metrics
+    from vla.train.setup import build, fit_steps, load_training, save
+    from vla.train.validate import validate
+
+    # --------------------------------------------------------------------------------------------------------------
+    # Where, with what
+    run = config.out
+    if run.exists() and any(run.iterdir()) and not config.resume:
+        if not config.overwrite:
+            raise ValueError(f"the run folder '{run}' exists; give another --out, or --resume, or --overwrite")
+        shutil.rmtree(run)
+    recipe = recipes.get(config.recipe, config.set)
+    s = build(config, recipe)  # dataset cache, batches, tokenizers, model, optimiser, averaged weights
+    total = config.steps or recipe.steps
+    start, best_resume = 0, steps_in(run)[-1:] if config.resume else []
+    if config.resume and not best_resume:
+        raise ValueError(f"nothing to resume in '{run}': no complete checkpoint; drop --resume to start")
+    for folder in best_resume:
+        start, total = load_training(folder, s, None if config.steps is None else config.steps)
+    metrics = Metrics(run, total, config.tensorboard)
+    metrics.say(
+        f"{s.parameters / 1e6:.2f} M parameters, {len(s.train_episodes)} episodes, {s.frames} frames, "
+        f"{s.precision}, {s.device}, {torch.get_num_threads()} threads"
+    )
+
+    # --------------------------------------------------------------------------------------------------------------
+    # SIGTERM and Ctrl-C: finish the step, save, leave
+    stop: list[int] = []
+    handlers = {}
+    try:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            handlers[number] = signal.signal(number, lambda n, _: stop.append(n))
+    except ValueError:
+        pass  # not the main thread: the caller handles signals
+
+    # --------------------------------------------------------------------------------------------------------------
+    # The loop
+    began, skipped, last_validation = time.perf_counter(), 0, {}
+    loss_value = float("nan")
+    batches = s.batches.prefetch(start, depth=3)
+    try:
+        for step, batch in batches:
+            if step >= total or stop:
+                break
+            if config.minutes and step == start + 40:
+                total = fit_steps(step - start - 10, time.perf_counter() - rate_from, config.minutes, began, step, total)
+                metrics.total = total
+            if step == start + 10:
+                rate_from = time.perf_counter()
+
+            # One step: corrupt, predict, descend the gradient, average the weights
+            for group in s.optimiser.param_groups:
+                group["lr"] = s.learning_rate(step, total)
+            losses = s.losses(batch, step)
+            loss = s.total(losses)
+            s.optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            grad_norm = torch.nn.utils.clip_grad_norm_(s.model.parameters(), recipe.grad_clip)
+            loss_value = loss.item()
+            if torch.isfinite(loss) and torch.isfinite(grad_norm):
+                s.optimiser.step()
+                s.average(step)
+                skipped = 0
+            else:
+                skipped += 1
+                metrics.say(f"step {step}: loss {loss_value}, gradient norm {grad_norm.item()}: update skipped")
+                if skipped == 20:
+                    raise ValueError(
+                        "the loss has not been finite for 20 steps: lower lr (--set lr=...), or look for broken data; "
+                        f"the last good checkpoint is in '{run / 'checkpoints'}'"
+                    )
+
+            # Tell, look, save
+            done = step + 1
+            if done % config.log_interval == 0 or done == total:
+                names = ["loss_coarse", "loss_fine"] + [f"loss_digit_{d}" for d in range(2, len(losses))]
+                parts = {n: v.item() for n, v in zip(names, losses, strict=False)}
+                metrics.log(done, recipe.batch_size, loss=loss_value, **parts, lr=s.learning_rate(step, total),
+                            grad_norm=grad_norm.item())  # fmt: skip
+            metrics.advance(done)
+            if done % config.val_interval == 0 or done == total:
+                last_validation = validate(s)
+                metrics.log_validation(done, **last_validation)
+            if done % config.save_interval == 0 and done < total:
+                save(run, s, config, done, total, last_validation)
+    finally:
+        batches.close()
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+    # --------------------------------------------------------------------------------------------------------------
+    # The last checkpoint
+    reached = min(step, total) if stop else total
+    folder = save(run, s, config, reached, total, last_validation)
+    elapsed = time.perf_counter() - began
+    result = {
+        "checkpoint": str(folder),
+        "steps": reached,
+        "loss": loss_value,
+        "elapsed_s": round(elapsed, 1),
+        "steps_per_s": round((reached - start) / max(elapsed, 1e-9), 2),
+        "parameters": s.parameters,
+        "clipped_actions": s.tokenizers.action.clipped,
+        **last_validation,
+    }
+    (run / "train.json").write_text(json.dumps(result, indent=2))
+    metrics.close()
+    if stop:
+        metrics.say(f"interrupted at step {reached}; saved in '{folder}'; continue with --resume")
+        raise KeyboardInterrupt
+    return result

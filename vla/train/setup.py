@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a training run is made of: data, tokenizers, model, optimiser, averaged weights; and how they are saved."""
+
+import contextlib
+import copy
+import json
+import math
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vla import checkpoint, randomness, recipes
+from vla.data.batches import Batches, split_episodes
+from vla.data.cache import FrameCache, open_cache
+from vla.diffusion import corrupt, digit_losses, total_loss
+from vla.model import LatticeModel, ModelConfig
+from vla.policy import Policy
+from vla.recipes import Recipe
+from vla.tokenizers import BinTokenizer, StateScaler, TextTokenizer, Tokenizers
+
+
+@dataclass
+class Session:
+    """The moving parts of one run."""
+
+    recipe: Recipe
+    seed: int
+    device: torch.device
+    precision: str
+    cache: FrameCache
+    train_episodes: np.ndarray
+    val_episodes: np.ndarray
+    batches: Batches
+    tokenizers: Tokenizers
+    words_TL: Tensor
+    """int64 (tasks, words): the ids of every instruction of the dataset."""
+    model: LatticeModel
+    averaged: LatticeModel
+    optimiser: torch.optim.Optimizer
+
+    total = staticmethod(total_loss)
+
+    @property
+    def parameters(self) -> int:
+        return sum(p.numel() for p in self.model.parameters())
+
+    @property
+    def frames(self) -> int:
+        return len(self.cache.action)
+
+    def inputs(self, batch: dict[str, Any]) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        """Images, scaled state and words of a numpy batch, on the device."""
+        images = {c: torch.from_numpy(batch["images"][c]).to(self.device) for c in self.cache.cameras}
+        state_BS = self.tokenizers.state(torch.from_numpy(batch["state"])).to(self.device)
+        return images, state_BS, self.words_TL[torch.from_numpy(batch["task_index"])].to(self.device)
+
+    def losses(self, batch: dict[str, Any], step: int, model: LatticeModel | None = None) -> list[Tensor]:
+        """Loss of every digit of one batch. Masks and noise are a function of (seed, step, place in the batch)."""
+        model, config = model or self.model, self.model.config
+        digits_BHAD = self.tokenizers.action.encode(torch.from_numpy(batch["actions"])).to(self.device)
+        pad_BH = torch.from_numpy(batch["is_pad"]).to(self.device)
+        key_B = randomness.fold(self.seed, step, torch.arange(len(digits_BHAD))).to(self.device)
+        corrupted = corrupt(digits_BHAD, pad_BH, key_B, config.layout, self.recipe.programs, config.noise_indices)
+        with self.autocast():
+            logits = model(*self.inputs(batch), corrupted.state, corrupted.digits_BNSD)
+        return digit_losses(logits, corrupted)
+
+    def autocast(self) -> contextlib.AbstractContextManager:
+        if self.precision == "bfloat16":
+            return torch.autocast(self.device.type, torch.bfloat16)
+        return contextlib.nullcontext()
+
+    def learning_rate(self, step: int, total: int) -> float:
+        """Linear warm-up, then a cosine to 1 % of the peak."""
+        r = self.recipe
+        if step < r.warmup:
+            return r.lr * (step + 1) / r.warmup
+        progress = min((step - r.warmup) / max(total - r.warmup, 1), 1.0)
+        return r.lr * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))
+
+    @torch.no_grad()
+    def average(self, step: int) -> None:
+        """averaged += (1 - decay) (model - averaged), with a decay that grows in the first steps."""
+        decay = min(self.recipe.ema, (1 + step) / (10 + step))
+        torch._foreach_lerp_(list(self.averaged.parameters()), list(self.model.parameters()), 1 - decay)
+
+    def policy(self) -> Policy:
+        """A policy that acts with the averaged weights."""
+        return Policy(self.averaged, self.tokenizers, self.cache.fps, self.recipe.sampling, self.recipe.n_action_steps)
+
+
+def build(config: Any, recipe: Recipe) -> Session:
+    """Open the dataset, fit the tokenizers, make the model. `config`: a TrainConfig."""
+    import os
+
+    torch.set_num_threads(config.threads or len(os.sched_getaffinity(0)))
+    name = config.device if config.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    cache = open_cache(config.dataset, image_size=recipe.image_size)
+    train_episodes, val_episodes = split_episodes(cache, recipe.holdout, config.seed)
+    tokenizers = Tokenizers(
+        BinTokenizer.fit(cache.action, list(cache.action_names), recipe.digits, recipe.base),
+        StateScaler.fit(cache.state, list(cache.state_names)),
+        TextTokenizer.train(cache.tasks, recipe.vocabulary),
+    )
+    model_config = ModelConfig(
+        cameras=tuple(cache.cameras),
+        image_size=recipe.image_size,
+        state_dim=cache.state.shape[1],
+        vocabulary=tokenizers.text.vocabulary,
+        text_length=tokenizers.text.length,
+        action_dims=tokenizers.action.dims,
+        horizon=recipe.horizon,
+        digits=recipe.digits,
+        base=recipe.base,
+        arrangement=recipe.arrangement,
+        noise_indices=recipe.noise_indices,
+        width=recipe.width,
+        layers=recipe.layers,
+        heads=recipe.heads,
+        vision=recipe.vision,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        model = LatticeModel(model_config)
+    model.head.allowed_ADV.copy_(tokenizers.action.allowed_ADV())
+    model = model.to(device)
+    decay = [p for p in model.parameters() if p.ndim >= 2]
+    plain = [p for p in model.parameters() if p.ndim < 2]
+    groups = [{"params": decay, "weight_decay": recipe.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    return Session(
+        recipe=recipe,
+        seed=config.seed,
+        device=device,
+        precision=_precision(recipe.precision, device),
+        cache=cache,
+        train_episodes=train_episodes,
+        val_episodes=val_episodes,
+        batches=Batches(cache, recipe.horizon, recipe.batch_size, config.seed, train_episodes),
+        tokenizers=tokenizers,
+        words_TL=torch.from_numpy(tokenizers.text.encode(cache.tasks)),
+        model=model,
+        averaged=copy.deepcopy(model).requires_grad_(False),
+        optimiser=torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, 0.98), fused=True),
+    )
+
+
+def _precision(wanted: str, device: torch.device) -> str:
+    if wanted != "auto":
+        return wanted
+    fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu._is_amx_tile_supported()
+    return "bfloat16" if fast else "float32"
+
+
+def fit_steps(steps: int, seconds: float, minutes: float, began: float, step: int, total: int) -> int:
+    """How many steps fit into `minutes` of wall-clock since `began`, at the measured rate; never more than `total`."""
+    left_s = minutes * 60 - (time.perf_counter() - began)
+    return max(step + 1, min(total, step + int(0.98 * left_s * steps / seconds)))
+
+
+def save(run: Path, s: Session, config: Any, step: int, total: int, validation: dict[str, float]) -> Path:
+    """Write <run>/checkpoints/<step> and point `last` at it."""
+
+    def fill(folder: Path) -> None:
+        extra = {"recipe": {"name": config.recipe, **recipes.to_dict(s.recipe)}, "step": step, "validation": validation}
+        s.policy().write(folder, extra)
+        state = s.optimiser.state_dict()["state"]
+        tensors = {f"model.{n}": t for n, t in s.model.state_dict().items()}
+        tensors |= {f"optimiser.{i}.{n}": t for i, moments in state.items() for n, t in moments.items()}
+        checkpoint.save_tensors(tensors, folder / "training.safetensors")
+        about = {"step": step, "total": total, "seed": s.seed, "config": {k: str(v) for k, v in asdict(config).items()}}
+        (folder / "training.json").write_text(json.dumps(about, indent=2))
+
+    folder = checkpoint.write_folder(run / "checkpoints" / f"{step:07d}", fill)
+    checkpoint.point_last(run, folder)
+    checkpoint.prune(run, config.keep)
+    return folder
+
+
+def load_training(folder: Path, s: Session, steps: int | None) -> tuple[int, int]:
+    """Restore weights, averages and optimiser from a checkpoint. Returns (step, total steps)."""
+    checkpoint.verify(folder)
+    about = json.loads((folder / "training.json").read_text())
+    s.averaged.load_state_dict(checkpoint.load_tensors(folder / "model.safetensors"))
+    tensors = checkpoint.load_tensors(folder / "training.safetensors")
+    s.model.load_state_dict({n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")})
+    moments: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        if name.startswith("optimiser."):
+            _, index, key = name.split(".", 2)
+            moments.setdefault(int(index), {})[key] = tensor
+    state = s.optimiser.state_dict()
+    s.optimiser.load_state_dict({"state": moments, "param_groups": state["param_groups"]})
+    return about["step"], steps or about["total"]
