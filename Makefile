@@ -18,6 +18,8 @@ PYTHON ?=
 PYTEST_WORKERS ?= 2
 PYTEST_FLAGS ?=
 DEMO_FLAGS ?=
+# The demo's clock starts before the installation.
+BEGAN := $(shell date +%s)
 
 # A slow mirror should be slow, not fatal. uv says when it cannot hard-link from its cache; copying is fine.
 export UV_HTTP_TIMEOUT ?= 180
@@ -66,19 +68,19 @@ $(INSTALLED): requirements.lock pyproject.toml
 	else \
 	  echo "[1/3] environment $(VENV) is there"; \
 	fi
-	@if [ "$(UV)" = "$(BIN)/uv" ] && [ ! -x $(BIN)/uv ]; then $(BIN)/python -m pip install --quiet --disable-pip-version-check 'uv>=0.9,<1'; fi
+	@if [ "$(UV)" = "$(BIN)/uv" ] && [ ! -x $(BIN)/uv ]; then $(BIN)/python -m pip install -qq --disable-pip-version-check 'uv>=0.9,<1'; fi
 	@echo "[2/3] $$(grep -c '^[a-z0-9]' requirements.lock) packages of requirements.lock (about 6 GB; a minute, longer on a slow line)"
 	@$(UV) pip install --python $(BIN)/python --compile-bytecode --quiet -r requirements.lock
 	@echo "[3/3] this checkout, editable"
 	@$(UV) pip install --python $(BIN)/python --quiet --no-deps --no-build-isolation -e .
-	@touch $@
+	@touch $@; echo "installed in $$(( $$(date +%s) - $(BEGAN) )) s"
 
 # --- what people do ---------------------------------------------------------------------------------------------
 
 .PHONY: demo test lint format lock wheel-test clean distclean
 demo: $(INSTALLED)  ## check the machine, then record, train, evaluate and report in runs/demo
 	@$(BIN)/vla doctor
-	@$(BIN)/vla demo --out runs/demo $(DEMO_FLAGS)
+	@VLA_DEMO_BEGAN=$(BEGAN) $(BIN)/vla demo --out runs/demo $(if $(wildcard runs/demo),--resume) $(DEMO_FLAGS)
 
 test: $(INSTALLED)  ## run the tests on CPU (under five minutes, install included)
 	@OMP_NUM_THREADS=1 $(BIN)/pytest -q -n $(PYTEST_WORKERS) $(PYTEST_FLAGS)

@@ -1,19 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Is the tabletop sound? Expert and random success of every task, and frames per second: a table, and one last line of JSON.
+"""Is the tabletop sound? Expert and random success of every task, and frames per second.
 
-The expert shows that every task can be done within its limit (clean, and with the noise the recorder adds); the random policy shows
-that none is done by accident. Run: `python benchmarks/expert_success.py --seeds 200`.
+The expert shows that every task can be done within its limit (clean, and with the noise the recorder adds);
+the random policy shows that none is done by accident. Prints a table for people and, last, a
+line of JSON. Run: `python benchmarks/expert_success.py --seeds 200`.
 """
 
 import argparse
 import datetime
+import importlib.metadata
 import json
 import platform
 import time
 from collections.abc import Callable
 from typing import Any
 
-import mujoco
 import numpy as np
 from rich.console import Console
 from rich.progress import track
@@ -64,7 +65,7 @@ def run(env: TabletopEnv, task: str, policy: Policy, seeds: range) -> dict[str, 
 
 
 def frames_per_s(image_size: int, duration_s: float) -> float:
-    """Step and render on one core, resets included: expert episodes of all tasks in turn, for `duration_s`."""
+    """Steps with a picture per second, one process, resets included: expert episodes of all tasks in turn."""
     env = TabletopEnv(image_size=image_size)
     names = list(TASKS)
     env.reset(seed=0)
@@ -98,7 +99,18 @@ def main() -> None:
         results.setdefault(task, {})[policy.__name__] = run(env, task, policy, seeds)
 
     table = Table(title=f"{args.seeds} seeds a task; 95 % Wilson intervals")
-    for column in ("task", "tier", "limit", "expert", "mean", "max", "expert, noise 0.2", "mean", "max", "random"):
+    for column in (
+        "task",
+        "tier",
+        "limit",
+        "expert",
+        "mean",
+        "max",
+        "expert, noise 0.2",
+        "mean",
+        "max",
+        "random",
+    ):
         table.add_column(column, justify="left" if column == "task" else "right")
 
     def rate(row: dict[str, Any]) -> str:
@@ -109,17 +121,19 @@ def main() -> None:
     for task, row in results.items():
         c, d, r = row["clean"], row["noisy"], row["random"]
         table.add_row(
-            task, str(TASKS[task].tier), str(TASKS[task].max_steps), rate(c), str(c["mean_length"]), str(c["max_length"]),
-            rate(d), str(d["mean_length"]), str(d["max_length"]), rate(r),
+            task, str(TASKS[task].tier), str(TASKS[task].max_steps), rate(c), str(c["mean_length"]),
+            str(c["max_length"]), rate(d), str(d["mean_length"]), str(d["max_length"]), rate(r),
         )  # fmt: skip
         for name, values, goal, passes in (
             ("expert", c, ">= 0.99", c["success"] >= 0.99),
             ("expert_noise", d, ">= 0.95", d["success"] >= 0.95),
             ("random", r, "<= 0.05", r["success"] <= 0.05),
         ):
-            note = f"mean length {values['mean_length']}, longest {values['max_length']}, limit {TASKS[task].max_steps}"
+            mean, longest = values["mean_length"], values["max_length"]
+            note = f"mean length {mean}, longest {longest}, limit {TASKS[task].max_steps}"
             rows.append(
-                {"id": f"tabletop/{task}/{name}", "value": values["success"], "unit": "success", "n": values["n"],
+                {"id": f"tabletop/{task}/{name}", "value": values["success"], "unit": "success", "n":
+                values["n"],
                  "interval": values["interval"], "goal": goal, "passes": bool(passes), "note": note}
             )  # fmt: skip
     console.print(table)
@@ -138,7 +152,11 @@ def main() -> None:
             {
                 "bench": "expert_success",
                 "machine": f"{platform.machine()} {platform.system()}",
-                "versions": {"python": platform.python_version(), "mujoco": mujoco.__version__, "numpy": np.__version__},
+                "versions": {
+                    "python": platform.python_version(),
+                    "mujoco": importlib.metadata.version("mujoco"),
+                    "numpy": np.__version__,
+                },
                 "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
                 "seeds": [seeds.start, seeds.stop - 1],
                 "rows": rows,

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command `vla`: one verb per act, each a frozen dataclass of options and a function that takes it.
 
-This file maps a verb to its module and imports that module only, so that help is instant and `vla eval` works where
-the training stack is not installed. Help, version and a mistyped verb need the standard library alone; tyro reads a
-verb's options. Exit codes: 0 done, 1 a check failed or something broke, 2 bad input, 130 interrupted.
+This file maps a verb to its module and imports that module only, so that help is instant and `vla eval` works
+where the training stack is not installed. Help, version and a mistyped verb need the standard library alone;
+tyro reads a verb's options. Exit codes: 0 done, 1 a check failed, 2 bad input, 130 interrupted.
 """
 
 import dataclasses
 import difflib
+import errno
 import importlib
 import os
 import sys
@@ -123,11 +124,13 @@ def run_verb(name: str, arguments: Sequence[str]) -> int:
             f"run: pip install 'lerobot_policy_lattice[{EXTRA_OF_PACKAGE[package]}]'"
         )
         return 2
-    except (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError, PermissionError) as error:
+    except BrokenPipeError:
+        raise
+    except (ValueError, OSError) as error:
         if debug:
             raise
         complain(str(error))
-        return 2
+        return 1 if isinstance(error, OSError) and error.errno == errno.ENOSPC else 2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`vla doctor`: is this machine fit, and if not, which one command mends it?
 
-Every check does the thing that is needed (renders a picture, encodes a video) rather than asking for a version, since
+Every check does the thing that is needed (renders a picture, encodes a video) rather than asking a version:
 what fails in practice is a missing system library under a package that installed without complaint.
 """
 
@@ -23,12 +23,12 @@ GIB = 2**30
 RENDER_TIMEOUT_S = 120.0
 PACKAGE = "lerobot_policy_lattice"
 
-# Runs in a process of its own: a broken GL stack aborts the interpreter rather than raising, and MuJoCo reads MUJOCO_GL
-# once, at import. Prints two lines: MuJoCo's version, and what OpenGL calls the renderer.
+# Runs in a process of its own: a broken GL stack aborts the interpreter rather than raising, and MuJoCo reads
+# MUJOCO_GL once, at import. Prints what OpenGL calls the renderer.
 RENDER_PROGRAM = """
 import mujoco
 model = mujoco.MjModel.from_xml_string(
-    '<mujoco><worldbody><light pos="0 0 3"/><geom type="sphere" size=".3" rgba="1 0 0 1"/></worldbody></mujoco>')
+    '<mujoco><worldbody><light pos="0 0 3"/><geom type="sphere" size=".3"/></worldbody></mujoco>')
 data = mujoco.MjData(model)
 mujoco.mj_forward(model, data)
 renderer = mujoco.Renderer(model, height=8, width=8)
@@ -56,7 +56,7 @@ class DoctorConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """One line of the table. `mend` is the one command to run when the status is not "ok"; empty if there is none."""
+    """One line of the table. `mend` is the one command to run when the status is not "ok", or empty."""
 
     name: str
     status: Literal["ok", "warn", "fail"]
@@ -111,11 +111,13 @@ def _version_pair(version: str) -> tuple[int, ...]:
 
 
 def check_python() -> Check:
-    """Python >= 3.12, which lerobot 0.6 asks for."""
-    version = platform.python_version()
-    if sys.version_info < (3, 12):
-        return Check("python", "fail", f"{version}, expected 3.12 or newer", "make distclean && make demo")
-    return Check("python", "ok", f"{version} ({platform.system()} {platform.machine()})")
+    """Python 3.12 or 3.13: lerobot 0.6 asks for 3.12, and MuJoCo 3.3.0 has no wheels past 3.13."""
+    found = f"{platform.python_version()} ({platform.system()} {platform.machine()})"
+    if (3, 12) <= tuple(sys.version_info[:2]) <= (3, 13):
+        return Check("python", "ok", found)
+    return Check(
+        "python", "warn", f"{found}, tested with 3.12", "make distclean && make PYTHON=python3.12 demo"
+    )
 
 
 def check_torch() -> Check:
@@ -158,7 +160,7 @@ def check_mujoco() -> Check:
 
 
 def _render_with(backend: str | None) -> tuple[str | None, str]:
-    """(renderer name or None, error text) of an 8x8 picture rendered with MUJOCO_GL=backend in a new process."""
+    """(renderer name or None, error text) of an 8x8 picture rendered with that MUJOCO_GL in a new process."""
     environment = dict(os.environ)
     if backend is not None:
         environment["MUJOCO_GL"] = backend
@@ -201,7 +203,7 @@ def check_rendering() -> Check:
 
 
 def check_video() -> Check:
-    """Eight small frames through H.264 in mp4 and back, which is how datasets keep their images. No ffmpeg program."""
+    """Eight small frames through H.264 in mp4 and back, as datasets keep their images. Needs no ffmpeg."""
     try:
         import av
         import numpy as np

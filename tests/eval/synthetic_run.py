@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from vla.eval.episodes import EpisodeResult, write_results
-from vla.eval.evaluate import EvalConfig, summarize
 from vla.eval.manifest import manifest
+from vla.eval.summary import summarize
 from vla.eval.video import write_video
 
 NAMES = ["dx", "dy", "dz", "gripper"]
@@ -45,8 +45,9 @@ def write_evaluation(folder: Path, kind: str, episodes: int = 200, videos: bool 
             EpisodeResult(task, seed, told, given, success, length, "0" * 64, 0.2, -(-length // 8))
         )
     results = write_results(folder / "episodes.jsonl", results)
-    config = EvalConfig(policy=kind, name=kind)
-    summary = summarize(config, results, [21.5, 22.0, 30.1], 1234.5, manifest("llvmpipe (synthetic)"))
+    summary = summarize(
+        kind, "demo", "tabletop", results, [21.5, 22.0, 30.1], 1234.5, manifest("llvmpipe (synthetic)")
+    )
     (folder / "summary.json").write_text(json.dumps(summary))
     if not videos:
         return

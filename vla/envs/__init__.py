@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Simulated worlds a policy can be tried in. They know no model, no dataset and no trainer; importing this imports no simulator."""
+"""Simulated worlds a policy can be tried in. They know no model and no dataset; this imports no simulator."""
 
 from vla.envs.registry import ENVS, make_env, suites
 

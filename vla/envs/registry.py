@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which environments there are, and which tasks form a suite: one table, read by the recorder, the evaluator and the command line.
+"""Which environments there are, and which tasks form a suite: read by recorder, evaluator and CLI.
 
 Simulators are imported only when one of their environments is made, so that a `--help` stays fast.
 """
@@ -17,13 +17,15 @@ _SUITES: dict[str, str] = {"tabletop": "vla.envs.tabletop.tasks:SUITES"}
 def _resolve(table: dict[str, str], env: str) -> Any:
     if env not in table:
         near = difflib.get_close_matches(env, table, n=1, cutoff=0.0)
-        raise ValueError(f"unknown environment {env!r}; did you mean {near[0]!r}? There are: {', '.join(sorted(table))}")
+        raise ValueError(
+            f"unknown environment {env!r}; did you mean {near[0]!r}? There are: {', '.join(sorted(table))}"
+        )
     module, name = table[env].split(":")
     return getattr(importlib.import_module(module), name)
 
 
 def make_env(env: str, **kwargs: Any) -> Any:
-    """Make the environment called `env` (a gymnasium.Env); `kwargs` go to its constructor. ValueError if there is none."""
+    """Make the gymnasium.Env called `env`; `kwargs` go to its constructor. ValueError if there is none."""
     return _resolve(ENVS, env)(**kwargs)
 
 

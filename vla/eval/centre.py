@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The loop in the middle of an evaluation: which slots wait, which observations the policy sees together, who is next.
+"""The loop in the middle of an evaluation: which slots wait, which observations the policy sees together, who
+is next.
 
-The centre waits until half of the running slots hold an observation, gives them to `policy.act` at once, and sends
-each slot the actions it will execute before its next observation: while the policy thinks about one half, the workers
-simulate the other.
+The centre waits until half of the running slots hold an observation, gives them to `policy.act` at once, and
+sends each slot the actions it will execute before its next observation: while the policy thinks about one
+half, the workers simulate the other.
 """
 
 import math
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from vla.eval.episodes import Episode, EpisodeResult, episode_key
+from vla.eval.workers import Pool
 
 if TYPE_CHECKING:
     from vla.policy import Observation
@@ -48,10 +50,10 @@ class Centre:
     """The loop in the middle: who waits, who thinks, who is next."""
 
     def __init__(
-        self, config: EvalConfig, policy: Policy | None, pool: Any, film: dict[tuple[str, bool], int]
+        self, policy: Policy | None, pool: Pool, rows: int, seed: int, film: dict[tuple[str, bool], int]
     ):
-        self.config, self.policy, self.pool = config, policy, pool
-        self.film_wanted = film
+        """`rows`: most observations in one call. `film`: (task, success) -> how many videos to make of it."""
+        self.policy, self.pool, self.most_rows, self.seed, self.film_wanted = policy, pool, rows, seed, film
         self.latencies_ms: list[float] = []
         self.steps = 0
         self.episode_of: dict[int, Episode] = {}
@@ -72,7 +74,7 @@ class Centre:
         while self.episode_of:
             for kind, slot, *rest in self.pool.receive():
                 if kind == "observe":
-                    self.waiting[slot] = rest
+                    self.waiting[slot] = tuple(rest)
                 else:
                     result, actions = rest
                     del self.episode_of[slot]
@@ -81,7 +83,7 @@ class Centre:
                     self.remember(result, actions)
                     yield result
             # Half of the running slots: the other half simulates while the policy thinks.
-            rows = max(1, min(self.config.rows, math.ceil(len(self.episode_of) / 2)))
+            rows = max(1, min(self.most_rows, math.ceil(len(self.episode_of) / 2)))
             while len(self.waiting) >= rows:
                 self.think(sorted(self.waiting)[:rows])
 
@@ -96,7 +98,7 @@ class Centre:
             images, state, given, step = self.waiting.pop(slot)
             cameras = {camera: images[camera] for camera in self.policy.cameras}
             observations.append(Observation(images=cameras, state=state, instruction=given))
-            keys.append((episode_key(self.episode_of[slot], self.config.seed), step))
+            keys.append((episode_key(self.episode_of[slot], self.seed), step))
         chunks = np.asarray(self.policy.act(observations, keys), dtype=np.float32)
         self.latencies_ms.append((time.perf_counter() - started) * 1e3)
         expected = (len(slots), self.policy.horizon, len(self.policy.action_names))
@@ -118,9 +120,9 @@ class Centre:
         kept = self.candidates.setdefault(kind, [])
         kept.append((result.seed, result, actions))
         kept.sort(key=lambda entry: entry[0])
-        del kept[self.film_wanted.get(kind, self.config.videos) :]
+        del kept[self.film_wanted.get(kind, 0) :]
 
-    def film(self) -> int:
+    def film(self, folder: Path) -> int:
         """Play the kept episodes again and encode them. Returns how many videos were written.
 
         Filming afterwards, from the actions, costs nothing during the run and finds the rare failures of a
@@ -134,7 +136,7 @@ class Centre:
                 _, result, actions = queue.popleft()
                 slot = free.popleft()
                 name = f"{result.task}_{result.seed}_{'success' if result.success else 'failure'}.mp4"
-                path = self.config.out / "videos" / name
+                path = folder / name
                 self.pool.send(slot, ("film", slot, result, actions, path, VIDEO_SIZE))
                 running += 1
             for _, slot, _, same in self.pool.receive():

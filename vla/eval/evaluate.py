@@ -1,44 +1,38 @@
 # SPDX-License-Identifier: Apache-2.0
 """`vla eval`: run a policy (or a baseline) over a fixed list of episodes and write down what happened.
 
-One process thinks, several simulate. The centre waits until half of the running slots hold an observation,
-gives them to `policy.act` at once, and sends each slot the actions it will execute before its next
-observation: while the policy thinks about one half, the workers simulate the other. An episode's randomness
-is a function of (task, seed, sampler seed, step) only, so that the results do not depend on slots, workers or
-which half an episode fell into.
+One process thinks (`centre`), several simulate (`workers`). An episode's randomness is a function of (task,
+seed, sampler seed, step) only, so that the results do not depend on slots, workers or batches. Every episode
+on the list is run to its end: stopping at the first n that finish would favour success, which is short.
 """
 
 import importlib
 import json
-import math
 import os
 import time
-from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, Literal
 
 from vla.eval.episodes import (
     Episode,
     EpisodeResult,
-    episode_key,
     episode_list,
     read_results,
     to_line,
     write_atomically,
     write_results,
 )
+from vla.eval.summary import Summary, show, summarize
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from vla.policy import Observation
+    from vla.eval.centre import Policy
+    from vla.eval.workers import EnvDescription
 
 BASELINES = ("random", "expert")
-VIDEO_SIZE = 192
 IMAGE_SIZE = 64
 
 
@@ -86,6 +80,11 @@ class EvalConfig:
     """go on with an interrupted evaluation in `out`: episodes that are there are not run again"""
 
 
+def _name(config: EvalConfig) -> str:
+    name = config.name or (config.policy if config.policy in BASELINES else Path(config.policy).name)
+    return name if config.name or config.instruction == "given" else f"{name} (swapped)"
+
+
 def _tasks(config: EvalConfig, registry: Any) -> tuple[str, ...]:
     if config.env not in registry.ENVS:
         raise ValueError(f"expected an environment out of {', '.join(registry.ENVS)}, got {config.env!r}")
@@ -121,7 +120,7 @@ def _check(config: EvalConfig) -> None:
         )
 
 
-def _load(config: EvalConfig) -> Policy:
+def _load(config: EvalConfig) -> "Policy":
     path = Path(config.policy)
     if not path.is_dir():
         raise ValueError(
@@ -182,7 +181,7 @@ def _prepare_folder(config: EvalConfig, todo: list[Episode], identity: dict[str,
     return done
 
 
-def _check_fits(policy: Policy, description: Any) -> None:
+def _check_fits(policy: "Policy", description: "EnvDescription") -> None:
     """Refuse a policy that was made for another robot or other cameras."""
     ours, theirs = tuple(policy.action_names), description.action_names
     if ours != theirs:
@@ -223,7 +222,7 @@ def _cores() -> int:
 
 def evaluate(
     config: EvalConfig,
-    policy: Policy | None = None,
+    policy: "Policy | None" = None,
     *,
     registry: str = "vla.envs.registry",
     console: "Console | None" = None,
@@ -242,6 +241,7 @@ def evaluate(
     """
     from rich.console import Console
 
+    from vla.eval.centre import Centre
     from vla.eval.manifest import checkpoint_hash
     from vla.eval.manifest import manifest as make_manifest
     from vla.eval.progress import EvalProgress
@@ -288,12 +288,11 @@ def evaluate(
         description = pool.describe(tasks[0])
         if policy is not None:
             _check_fits(policy, description)
-        centre = Centre(config, policy, pool, _videos_wanted(config, tasks))
-        name = config.name or config.policy
+        centre = Centre(policy, pool, config.rows, config.seed, _videos_wanted(config, tasks))
         started = time.perf_counter()
         try:
             bar = EvalProgress(
-                console, name, len(episodes), len(done), sum(result.success for result in done)
+                console, _name(config), len(episodes), len(done), sum(result.success for result in done)
             )
             with bar, lines.open("a", encoding="utf-8") as file:
                 for result in centre.run(todo):
@@ -309,12 +308,20 @@ def evaluate(
         finally:
             done = write_results(lines, done)
         elapsed_s = time.perf_counter() - started
-        centre.film()
+        centre.film(config.out / "videos")
     about = make_manifest(description.renderer, checkpoint)
     about["n_action_steps"] = policy.n_action_steps if policy is not None else None
     about["sampler_seed"], about["image_size"] = config.seed, env_kwargs["image_size"]
     steps_per_s = centre.steps / elapsed_s if todo else 0.0
-    summary = summarize(config, done, centre.latencies_ms, steps_per_s, about)
+    summary = summarize(
+        _name(config),
+        ",".join(config.tasks) or config.suite,
+        config.env,
+        done,
+        centre.latencies_ms,
+        steps_per_s,
+        about,
+    )
     write_atomically(written, json.dumps(summary, indent=1) + "\n")
     show(summary, console)
     return summary

@@ -15,7 +15,17 @@ from pathlib import Path
 from typing import Any
 
 from vla.eval.episodes import write_atomically
-from vla.eval.report_sections import KINDS, Run, denoising, facts, gallery, headline, introduction, tasks, training
+from vla.eval.report_sections import (
+    KINDS,
+    Run,
+    denoising,
+    facts,
+    gallery,
+    headline,
+    introduction,
+    tasks,
+    training,
+)
 from vla.eval.report_style import page
 
 
@@ -93,7 +103,7 @@ def report(config: ReportConfig) -> Path:
         f'<header><div class="mark">Lattice</div><h1>{escape(name)}</h1><p>{introduction(run)}</p></header>'
         + headline(run)
         + "".join(section(run) for section in sections)
-        + "<footer>Success rates carry 95 % intervals; controls run on the same seeds. Made by vla report.</footer>"
+        + "<footer>Success rates carry 95 % intervals; controls run on the same seeds.</footer>"
     )
     out = config.out or config.run / "report.html"
     out.parent.mkdir(parents=True, exist_ok=True)

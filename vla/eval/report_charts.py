@@ -164,7 +164,9 @@ def lattice_panel(step: dict, names: Sequence[str], before: dict | None) -> str:
             sure = float(confidence[h][a]) if confidence and confidence[h][a] is not None else 1.0
             sure = min(1.0, max(0.0, sure)) if math.isfinite(sure) else 0.0
             fill = "var(--cell)" if not count else "var(--accent)" if count == total else "var(--accent-soft)"
-            opacity = 1.0 if not count else 0.35 + 0.65 * sure
+            # Even an unsure token that is fully known must not look like one of which a part is known.
+            floor = 0.55 if count == total else 0.35
+            opacity = floor + (1 - floor) * sure if count else 1.0
             fresh = before is not None and count > sum(map(bool, before["known"][h][a]))
             ring = ' stroke="var(--ink)" stroke-width="0.8"' if fresh else ""
             title = f"{name}, timestep {h}: {count} of {total} digits known" + (
@@ -177,7 +179,7 @@ def lattice_panel(step: dict, names: Sequence[str], before: dict | None) -> str:
             text = _digits(digits[h][a], known[h][a])
             if text:
                 # White on a strong accent, ink on a weak one.
-                ink = "var(--on-accent)" if count == total and opacity > 0.55 else "var(--ink)"
+                ink = "var(--on-accent)" if count == total and opacity > 0.7 else "var(--ink)"
                 style = f'style="fill:{ink}' + (";font-size:7.5px" if small else "") + '"'
                 parts.append(f'<text x="{x + cell_w / 2:.1f}" y="{y + 15}" {style}>{escape(text)}</text>')
     for h in sorted({0, columns - 1}):

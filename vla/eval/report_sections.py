@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The sections of a report: each a function from what was found in the run folder to HTML, "" if there is nothing."""
+"""The sections of a report: each a function from what was found in the run folder to HTML, "" if there is
+nothing.
+"""
 
 import base64
 from collections.abc import Mapping, Sequence

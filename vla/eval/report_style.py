@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """How a report looks: one style sheet and the page around the sections. No framework, no script, no
-  network.
+network.
 
 """
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Summary(TypedDict):
-    """summary.json. `interval` is 95 %: Wilson for a task, stratified Wilson (Yan and Su) over tasks."""
+    """summary.json. `interval` is 95 %: Wilson for a task, stratified (see `statistics`) over tasks."""
 
     name: str
     suite: str
@@ -28,7 +28,9 @@ class Summary(TypedDict):
 
 
 def summarize(
-    config: EvalConfig,
+    name: str,
+    suite: str,
+    env: str,
     results: list[EpisodeResult],
     latencies_ms: list[float],
     steps_per_s: float,
@@ -43,13 +45,10 @@ def summarize(
     counts = {task: (sum(r.success for r in rows), len(rows)) for task, rows in by_task.items()}
     rate, low, high = stratified_interval(counts)
     quantiles = np.percentile(latencies_ms, [50, 95]) if latencies_ms else (None, None)
-    name = config.name or (config.policy if config.policy in BASELINES else Path(config.policy).name)
-    if not config.name and config.instruction == "swapped":
-        name += " (swapped)"
     return Summary(
         name=name,
-        suite=",".join(config.tasks) or config.suite,
-        env=config.env,
+        suite=suite,
+        env=env,
         n=len(results),
         success=rate,
         interval=[low, high],

@@ -115,8 +115,9 @@ class LatticeModel(nn.Module):
         width = config.width
         self.word = nn.Embedding(config.vocabulary, width)
         self.word_place = nn.Parameter(torch.randn(config.text_length, width) * 0.02)
-        nn.init.normal_(self.word.weight, std=0.1)
+        nn.init.normal_(self.word.weight, std=0.5)
         self.reader = Block(width, config.heads)  # words see words, before they condition the vision
+        self.read_norm = nn.LayerNorm(width)  # sentences differ in a word or two: let the vision hear it
         self.vision = nn.ModuleDict(
             {camera.replace(".", "_"): build_vision(config.vision, width, config.image_size) for camera in config.cameras}
         )
@@ -134,7 +135,7 @@ class LatticeModel(nn.Module):
         x_BLW = self.word(words_BL) + self.word_place
         x_BLW, _ = self.reader(x_BLW, real_BL[:, None, None, :])
         weight_BL1 = real_BL.unsqueeze(-1).to(x_BLW.dtype)
-        sentence_BW = (x_BLW * weight_BL1).sum(1) / weight_BL1.sum(1).clamp(min=1)
+        sentence_BW = self.read_norm((x_BLW * weight_BL1).sum(1) / weight_BL1.sum(1).clamp(min=1))
         seen = [self.vision[c.replace(".", "_")](images[c], sentence_BW) for c in self.config.cameras]
         x_BPW = torch.cat([*seen, self.state(state_BS).unsqueeze(1), x_BLW], dim=1) + self.prefix_place
         visible_BP = torch.ones(x_BPW.shape[:2], dtype=torch.bool, device=x_BPW.device)

@@ -26,9 +26,7 @@ class KeypointStem(nn.Module):
         self.conv_1 = nn.Conv2d(3, 32, 5, stride=2, padding=2)
         self.conv_2 = nn.Conv2d(32, 32, 3, padding=1)
         self.conv_3 = nn.Conv2d(32, keypoints, 3, padding=1)
-        self.film = nn.Linear(width, 64)
-        nn.init.normal_(self.film.weight, std=0.02)
-        nn.init.zeros_(self.film.bias)
+        self.film_2, self.film_3 = nn.Linear(width, 64), nn.Linear(width, 2 * keypoints)
         self.readout = nn.Linear(3 * keypoints, tokens * width)
 
     def forward(self, image_BHWC: Tensor, words_BD: Tensor) -> Tensor:
@@ -36,25 +34,28 @@ class KeypointStem(nn.Module):
         # NHWC storage seen as NCHW is exactly torch's channels_last: no copy, here and below.
         x_BCHW = image_BHWC.permute(0, 3, 1, 2).to(torch.float32) * (1 / 127.5) - 1
         x_BCHW = F.relu(self.conv_1(x_BCHW))
-        x_BCHW = F.relu(film(self.conv_2(x_BCHW), self.film(words_BD)))
-        # The factor sharpens the soft-argmax at the start; on the small weights it costs nothing.
-        maps_BKHW = F.conv2d(x_BCHW, SHARPNESS * self.conv_3.weight, SHARPNESS * self.conv_3.bias, padding=1)
+        x_BCHW = F.relu(film(self.conv_2(x_BCHW), self.film_2(words_BD)))
+        maps_BKHW = film(self.conv_3(x_BCHW), self.film_3(words_BD), SHARPNESS)
         return self.readout(soft_argmax(maps_BKHW)).unflatten(-1, (self.tokens, -1))
 
 
 SHARPNESS = 4.0
+"""Of the soft-argmax at the start of training: flat maps have no gradient worth following."""
 
 
-def film(x_BCHW: Tensor, scale_shift_BF: Tensor) -> Tensor:
-    """x * (1 + scale) + shift, a scale and a shift for each channel of each sample."""
-    scale, shift = scale_shift_BF.to(x_BCHW.dtype)[:, :, None, None].chunk(2, dim=1)
-    return torch.addcmul(shift, x_BCHW, 1 + scale)
+GAIN = 8.0
+
+
+def film(x_BCHW: Tensor, scale_shift_BF: Tensor, gain: float = 1.0) -> Tensor:
+    """gain * (x * (1 + scale) + shift), a scale and a shift for each channel of each sample."""
+    scale, shift = (gain * scale_shift_BF)[:, :, None, None].chunk(2, dim=1)
+    return torch.addcmul(shift.to(x_BCHW.dtype), x_BCHW, (gain + scale).to(x_BCHW.dtype))
 
 
 def soft_argmax(maps_BKHW: Tensor) -> Tensor:
     """Expected x and y, in [-1, 1], of every map's mass, and its spread (the variance of both): float32 (B, 3 K)."""
     x_BK, y_BK, square_BK = _Moments.apply(maps_BKHW)
-    return torch.cat([x_BK, y_BK, square_BK - x_BK * x_BK - y_BK * y_BK], dim=-1)
+    return torch.cat([GAIN * x_BK, GAIN * y_BK, square_BK - x_BK * x_BK - y_BK * y_BK], dim=-1)
 
 
 class _Moments(torch.autograd.Function):

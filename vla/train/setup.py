@@ -3,8 +3,10 @@
 
 import contextlib
 import copy
+import ctypes
 import json
 import math
+import os
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -94,10 +96,22 @@ class Session:
         return Policy(self.averaged, self.tokenizers, self.cache.fps, self.recipe.sampling, self.recipe.n_action_steps)
 
 
+def keep_freed_memory() -> None:
+    """Tell glibc to keep what is freed instead of giving it back to the kernel.
+
+    A CPU training step allocates and frees the same 16 MB feature maps over and over; each time the kernel hands out
+    fresh zeroed pages, which cost a quarter of the step (measured). No effect where there is no glibc.
+    """
+    m_trim_threshold, m_mmap_max = -1, -4
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(m_mmap_max, 0)
+        libc.mallopt(m_trim_threshold, 2**31 - 1)
+
+
 def build(config: Any, recipe: Recipe) -> Session:
     """Open the dataset, fit the tokenizers, make the model. `config`: a TrainConfig."""
-    import os
-
+    keep_freed_memory()
     torch.set_num_threads(config.threads or len(os.sched_getaffinity(0)))
     name = config.device if config.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
     device = torch.device(name)

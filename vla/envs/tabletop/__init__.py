@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A small tabletop where a floating hand reaches, pushes, lifts, places and stacks named blocks, with a scripted expert per task."""
+"""A small tabletop where a floating hand reaches, pushes, lifts, places and stacks blocks named in words."""
 
 from typing import TYPE_CHECKING, Any
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tabletop as a gymnasium environment: pixels and hand state in, a hand displacement and a gripper command out.
+"""The tabletop as a gymnasium environment: hand displacements in, pixels and hand state out.
 
-One model serves every task and every seed: `reset` writes colours, zones and poses into it, so switching the task costs nothing and
-an episode never depends on what ran before it.
+One model serves every task and every seed: `reset` writes colours, zones and poses into it, so switching the
+task costs nothing and an episode never depends on what ran before it.
 """
 
 import atexit
@@ -14,25 +14,43 @@ from typing import Any
 import gymnasium
 import numpy as np
 
+# MuJoCo picks its OpenGL when it is imported, so these must be set before.
+_LATE = "mujoco" in sys.modules and "MUJOCO_GL" not in os.environ
 if sys.platform.startswith("linux"):
     if not os.environ.get("DISPLAY"):
         os.environ.setdefault("MUJOCO_GL", "egl")
-    # Mesa's software rasteriser: draw in the calling thread. For small pictures its worker threads cost more than they give, and
-    # they take the cores of the other environments.
+    # Mesa's software rasteriser: draw in the calling thread. For small pictures its worker threads cost more
+    # than they give, and they take the cores of the other environments.
     os.environ.setdefault("LP_NUM_THREADS", "0")
 
-_NO_RENDERER = "MuJoCo cannot open an off-screen OpenGL context (MUJOCO_GL={gl}): {error}. Run `vla doctor` to see what is missing."
+
+def _no_renderer(error: Exception) -> str:
+    backend = os.environ.get("MUJOCO_GL")
+    late = ", set too late because mujoco was imported first: set it in the shell" if _LATE else ""
+    return (
+        f"MuJoCo cannot open an off-screen OpenGL context (MUJOCO_GL={backend}{late}): "
+        f"{error}. Run `vla doctor` to see what is missing."
+    )
+
 
 try:
     import mujoco
 except Exception as error:
     if isinstance(error, ModuleNotFoundError) and (error.name or "").startswith("mujoco"):
         raise
-    raise RuntimeError(_NO_RENDERER.format(gl=os.environ.get("MUJOCO_GL"), error=error)) from error
+    raise RuntimeError(_no_renderer(error)) from error
 
-from vla.envs.tabletop.experts import EXPERTS, STEP
-from vla.envs.tabletop.scene import COLOURS, MAX_OPENING, N_BLOCKS, N_ZONES, PARKED, WORKSPACE, tabletop_xml
-from vla.envs.tabletop.tasks import Episode, State, get_template, sample_episode
+from vla.envs.tabletop.experts import EXPERTS, STEP  # noqa: E402 (MuJoCo comes first, guarded)
+from vla.envs.tabletop.scene import (  # noqa: E402
+    COLOURS,
+    MAX_OPENING,
+    N_BLOCKS,
+    N_ZONES,
+    PARKED,
+    WORKSPACE,
+    tabletop_xml,
+)
+from vla.envs.tabletop.tasks import Episode, State, get_template, sample_episode  # noqa: E402
 
 CAMERAS = ("front", "wrist")
 GLIDES = 5
@@ -43,7 +61,7 @@ LEASH = 0.06
 """The target stays this close to the hand, m: pushing against something does not wind it up."""
 _HAND, _FINGERS, _BLOCKS = 0, 7, 9  # offsets in qpos
 _TARGET, _SHADE = 0, 1
-"""Mocap bodies: what the hand is pulled to; a dark patch on the table straight below it, which stands in for a shadow map."""
+"""Mocap bodies: what the hand is pulled to; a dark patch on the table below it, in place of a shadow map."""
 
 
 class TabletopEnv(gymnasium.Env):
@@ -56,8 +74,9 @@ class TabletopEnv(gymnasium.Env):
         render: False leaves "pixels" out of the observation (for use with state only; needs no OpenGL).
 
     Action: float32 (4,) in [-1, 1]: dx, dy, dz (1 = 4 cm a step of 0.1 s), gripper (-1 open, +1 closed).
-    Observation: {"pixels": {camera: uint8 (S, S, 3)}, "agent_pos": float32 (4,)}: hand x, y, z and gap between the fingers, m.
-    Reward 1.0 on the step that ends with success, else 0.0. ValueError for anything outside of this.
+    Observation: {"pixels": {camera: uint8 (S, S, 3)}, "agent_pos": float32 (4,)}: hand x, y, z and gap
+    between the fingers, m. Reward 1.0 on the step that ends with success, else 0.0. ValueError for anything
+    outside of this.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012 (gymnasium's own convention)
@@ -67,7 +86,11 @@ class TabletopEnv(gymnasium.Env):
     state_names = ("hand_x", "hand_y", "hand_z", "gripper")
 
     def __init__(
-        self, task: str = "reach", image_size: int = 64, cameras: tuple[str, ...] = ("front",), render: bool = True
+        self,
+        task: str = "reach",
+        image_size: int = 64,
+        cameras: tuple[str, ...] = ("front",),
+        render: bool = True,
     ) -> None:
         get_template(task)
         if not 16 <= image_size <= 512:
@@ -108,18 +131,21 @@ class TabletopEnv(gymnasium.Env):
         self.observation_space = gymnasium.spaces.Dict(spaces)
         self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (4,), np.float32)
 
-    # ---- gymnasium -----------------------------------------------------------------------------------------------------------
+    # ---- gymnasium -----------------------------------------------------------------------------------------
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Start the episode that (task, seed) stands for.
 
-        options: {"task": str} changes the task from now on; {"instruction": str} says something else than the task's own sentence
-        for this episode (success still means the task). ValueError without a seed or for an unknown option or task.
+        options: {"task": str} changes the task from now on; {"instruction": str} says something else than the
+        task's own sentence for this episode (success still means the task). ValueError without a seed or for
+        an unknown option or task.
         """
         if seed is None or isinstance(seed, bool) or int(seed) != seed or seed < 0:
-            raise ValueError(f"reset needs an explicit seed, an integer >= 0 (seeds are never implied here); got {seed!r}")
+            raise ValueError(
+                f"reset needs an explicit seed, an integer >= 0 (seeds are never implied here); got {seed!r}"
+            )
         options = options or {}
         unknown = set(options) - {"task", "instruction"}
         if unknown:
@@ -137,13 +163,13 @@ class TabletopEnv(gymnasium.Env):
         return self._observe(), self._info()
 
     def step(self, action: np.ndarray) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
-        """Act for 0.1 s. Values outside of [-1, 1] are clipped. ValueError for a wrong shape or a number that is not finite."""
+        """Act for 0.1 s. Values beyond [-1, 1] are clipped. ValueError for a wrong shape or NaN."""
         values = self._check_action(action)
         data = self._data
         target = data.mocap_pos[_TARGET]
-        pieces = []
+        pieces, hand = [], self.state.hand
         for axis, (low, high) in enumerate(WORKSPACE):
-            here, start = self._state.hand[axis], float(target[axis])
+            here, start = hand[axis], float(target[axis])
             wanted = start + STEP * values[axis]
             wanted = min(max(wanted, here - LEASH), here + LEASH)
             pieces.append((min(max(wanted, low), high) - start) / GLIDES)
@@ -151,13 +177,14 @@ class TabletopEnv(gymnasium.Env):
         for _ in range(GLIDES):
             target += pieces
             mujoco.mj_step(self._model, data, nstep=SUBSTEPS)
-        # mj_step leaves body poses one substep behind qpos; bring them up so that the picture and the state are of one instant.
+        # mj_step leaves body poses one substep behind qpos; bring them up so that the picture and the state
+        # are of one instant.
         data.mocap_pos[_SHADE, :2] = data.qpos[_HAND : _HAND + 2]
         mujoco.mj_kinematics(self._model, data)
         mujoco.mj_camlight(self._model, data)
         self._read_state()
         self._steps += 1
-        done_now = self._template.success(self._state, self._episode, self._episode.goal)
+        done_now = self._template.success(self.state, self.episode, self.episode.goal)
         self._held = self._held + 1 if done_now else 0
         terminated = self._held >= self._template.hold
         truncated = not terminated and self._steps >= self._max_episode_steps
@@ -173,7 +200,7 @@ class TabletopEnv(gymnasium.Env):
             _, renderer = self._renderers.popitem()
             renderer.close()
 
-    # ---- beyond gymnasium ----------------------------------------------------------------------------------------------------
+    # ---- beyond gymnasium ----------------------------------------------------------------------------------
 
     def render_at(self, size: int) -> np.ndarray:
         """Return the first camera's picture at another size (16 to 512), uint8 (size, size, 3)."""
@@ -181,15 +208,30 @@ class TabletopEnv(gymnasium.Env):
             raise ValueError(f"expected a size from 16 to 512 pixels, got {size}")
         return self._draw(self.cameras[0], int(size))
 
+    @property
+    def episode(self) -> Episode:
+        """What this episode was made of. ValueError before the first reset."""
+        return self._running()
+
+    @property
+    def state(self) -> State:
+        """The present state as experts and success see it. ValueError before the first reset."""
+        self._running()
+        assert self._state is not None
+        return self._state
+
     def expert_action(self) -> np.ndarray:
         """Return what the expert would do now, float32 (4,): a function of the present state only."""
         return np.array(self._advise()[0], dtype=np.float32)
 
     def alternative_instruction(self) -> str:
-        """Return this episode's sentence with another referent of the same scene: what a policy that listens would do differently."""
+        """Return this episode's sentence with another referent of the same scene.
+
+        A policy that listens then does something else, and fails the task.
+        """
         return self._running().alternative
 
-    # ---- inside ----------------------------------------------------------------------------------------------------------------
+    # ---- inside --------------------------------------------------------------------------------------------
 
     def _running(self) -> Episode:
         if self._episode is None:
@@ -200,7 +242,9 @@ class TabletopEnv(gymnasium.Env):
         self._running()
         array = np.asarray(action)
         if array.shape != (4,):
-            raise ValueError(f"expected an action of shape (4,) for {self.action_names}, got shape {array.shape}")
+            raise ValueError(
+                f"expected an action of shape (4,) for {self.action_names}, got shape {array.shape}"
+            )
         values = [float(v) for v in array.tolist()]
         if not all(-1e9 < v < 1e9 for v in values):
             raise ValueError(f"expected finite numbers in the action, got {values}")
@@ -222,7 +266,8 @@ class TabletopEnv(gymnasium.Env):
             at = _BLOCKS + 7 * i
             data.qpos[at : at + 3] = position
             data.qpos[at + 3 : at + 7] = (np.cos(yaw / 2), 0.0, 0.0, np.sin(yaw / 2))
-        # Everything derived from the poses is computed before the first picture, which would else show the previous scene.
+        # Everything derived from the poses is computed before the first picture, which would else show the
+        # previous scene.
         mujoco.mj_forward(model, data)
 
     def _read_state(self) -> None:
@@ -234,11 +279,11 @@ class TabletopEnv(gymnasium.Env):
     def _advise(self) -> tuple[tuple[float, float, float, float], str]:
         if self._advice is None:
             episode = self._running()
-            self._advice = self._expert(self._state, episode, episode.goal)
+            self._advice = self._expert(self.state, episode, episode.goal)
         return self._advice
 
     def _observe(self) -> dict[str, Any]:
-        state = self._state
+        state = self.state
         obs: dict[str, Any] = {"agent_pos": np.array((*state.hand, state.opening), dtype=np.float32)}
         if self._with_pixels:
             obs["pixels"] = {camera: self._draw(camera, self.image_size) for camera in self.cameras}
@@ -264,8 +309,12 @@ class TabletopEnv(gymnasium.Env):
         try:
             renderer = mujoco.Renderer(self._model, size, size)
         except Exception as error:
-            raise RuntimeError(_NO_RENDERER.format(gl=os.environ.get("MUJOCO_GL"), error=error)) from error
-        for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION, mujoco.mjtRndFlag.mjRND_SKYBOX):
+            raise RuntimeError(_no_renderer(error)) from error
+        for flag in (
+            mujoco.mjtRndFlag.mjRND_SHADOW,
+            mujoco.mjtRndFlag.mjRND_REFLECTION,
+            mujoco.mjtRndFlag.mjRND_SKYBOX,
+        ):
             renderer.scene.flags[flag] = 0
         _close_at_exit(self)
         return renderer
@@ -277,7 +326,8 @@ _OPEN: "weakref.WeakSet[TabletopEnv]" = weakref.WeakSet()
 def _close_at_exit(env: TabletopEnv) -> None:
     """Close `env` before the interpreter tears OpenGL down: a context freed after that prints a traceback.
 
-    Registered after the first context exists, because exit handlers run last come, first served, and MuJoCo's own ends EGL.
+    Registered after the first context exists, because exit handlers run last come, first served, and MuJoCo's
+    own ends EGL.
     """
     if not _OPEN:
         atexit.unregister(_close_open_envs)

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Scripted experts: what a careful person would do next, as a pure function of the present state.
 
-No phases and no memory: the stage is read off the scene (is the hand open, is the block between the fingers, how far is the goal), so
-an expert recovers from wherever noise or a learned policy has led it, and a policy that sees the same scene can learn the same
-function. Every approach is a funnel: the height wanted depends continuously on the horizontal distance left, and speed falls in
-proportion to the distance, so neighbouring states get neighbouring actions. They do not look at where a block started: a policy
-cannot see that either.
+No phases and no memory: the stage is read off the scene (is the hand open, is the block between the fingers,
+how far is the goal), so an expert recovers from wherever noise or a learned policy has led it, and a policy
+that sees the same scene can learn the same function. Every approach is a funnel: the height wanted depends
+continuously on the horizontal distance left, and speed falls in proportion to the distance, so neighbouring
+states get neighbouring actions. They do not look at where a block started: a policy cannot see that either.
 """
 
 import math
@@ -60,22 +60,29 @@ def _towards(hand: Point3, x: float, y: float, z: float, grip: float) -> Action:
 def _reach(state: State, block: Point3, name: str) -> Advice:
     distance = math.hypot(block[0] - state.hand[0], block[1] - state.hand[1])
     z = _funnel(distance, block[2] - BLOCK_HALF + TOUCH, block[2] - BLOCK_HALF + SAFE)
-    words = f"move above {name}" if distance > 0.02 else "lower" if state.hand[2] > z + 0.006 else "hold still"
+    words = (
+        f"move above {name}" if distance > 0.02 else "lower" if state.hand[2] > z + 0.006 else "hold still"
+    )
     return _towards(state.hand, block[0], block[1], z, 1.0), words
 
 
 def _push(
     state: State, block: Point3, direction: Point, name: str, steering: float = 1.4, speed: float = PUSH_SPEED
 ) -> Advice:
-    """Go down behind the block, then drive the hand through it at `speed`; sideways errors are steered out on the way."""
+    """Go down behind the block, then drive the hand through it; sideways errors are steered out."""
     (x, y, z), (ux, uy) = state.hand, direction
     dx, dy = x - block[0], y - block[1]
     along, across = dx * ux + dy * uy, dy * ux - dx * uy
     px, py = block[0] - ux * BEHIND, block[1] - uy * BEHIND
     distance = math.hypot(px - x, py - y)
     approach = _towards(state.hand, px, py, _funnel(distance, LOW, SAFE, neck=0.008), 1.0)
-    # How ready the hand is to push: behind the block, in line with it, low. A blend, so that the action does not jump.
-    ready = _clip((0.022 - abs(across)) / 0.010, 0.0) * _clip((0.050 - z) / 0.015, 0.0) * _clip((-0.026 - along) / 0.006, 0.0)
+    # How ready the hand is to push: behind the block, in line with it, low. A blend, so that the action does
+    # not jump.
+    ready = (
+        _clip((0.022 - abs(across)) / 0.010, 0.0)
+        * _clip((0.050 - z) / 0.015, 0.0)
+        * _clip((-0.022 - along) / 0.006, 0.0)
+    )
     ready *= _clip((along + 0.095) / 0.02, 0.0)
     steer = -steering * across / STEP
     drive = (
@@ -83,9 +90,9 @@ def _push(
         _clip(speed * uy + steer * ux),
         _clip(GAIN * (LOW - z) / STEP),
     )
-    action = tuple(ready * d + (1 - ready) * a for d, a in zip(drive, approach[:3], strict=True))
+    ax, ay, az = (ready * d + (1 - ready) * a for d, a in zip(drive, approach[:3], strict=True))
     words = "push" if ready > 0.5 else f"move behind {name}" if distance > 0.02 else "lower"
-    return (*action, 1.0), words
+    return (ax, ay, az, 1.0), words
 
 
 def _between_fingers(state: State, block: Point3, across: float, along: float, height: float) -> bool:
@@ -105,13 +112,18 @@ def _grasp(state: State, block: Point3, name: str) -> Advice:
     """From anywhere to the block between the closed fingers."""
     hand = state.hand
     if _between_fingers(state, block, 0.013, 0.011, 0.012):
-        return (*_towards(hand, block[0], block[1], block[2] + GRASP - BLOCK_HALF, 1.0)[:3], 1.0), "close the gripper"
+        return (
+            *_towards(hand, block[0], block[1], block[2] + GRASP - BLOCK_HALF, 1.0)[:3],
+            1.0,
+        ), "close the gripper"
     distance = math.hypot(block[0] - hand[0], block[1] - hand[1])
     floor = block[2] - BLOCK_HALF
     z = _funnel(distance, floor + GRASP, floor + SAFE)
     # A hand that is not open yet waits above.
     z += (floor + SAFE - z) * _clip((MAX_OPENING - 0.008 - state.opening) / 0.02, 0.0)
-    words = f"move above {name}" if distance > 0.02 else "open the gripper" if state.opening < 0.06 else "lower"
+    words = (
+        f"move above {name}" if distance > 0.02 else "open the gripper" if state.opening < 0.06 else "lower"
+    )
     return _towards(hand, block[0], block[1], max(z, 0.02), -1.0), words
 
 
@@ -121,7 +133,9 @@ def _lift(state: State, block: Point3, name: str) -> Advice:
     return _grasp(state, block, name)
 
 
-def _place(state: State, block: Point3, goal: Point, bottom: float, name: str, where: str, tolerance: float) -> Advice:
+def _place(
+    state: State, block: Point3, goal: Point, bottom: float, name: str, where: str, tolerance: float
+) -> Advice:
     """Bring a block to `goal` so that it rests at height `bottom`, let go, rise."""
     hand = state.hand
     dx, dy = goal[0] - block[0], goal[1] - block[1]
@@ -172,7 +186,14 @@ def _push_to_zone(state: State, episode: Episode, goal: Goal) -> Advice:
     distance = math.hypot(dx, dy)
     if max(abs(dx), abs(dy)) < 0.025:
         return _towards(state.hand, *state.hand, 1.0), "hold still"
-    return _push(state, block, (dx / distance, dy / distance), _name(episode, a), 0.6, PUSH_SPEED * _clip(distance / 0.05, 0.4))
+    return _push(
+        state,
+        block,
+        (dx / distance, dy / distance),
+        _name(episode, a),
+        0.6,
+        PUSH_SPEED * _clip(distance / 0.05, 0.4),
+    )
 
 
 def _place_beside(state: State, episode: Episode, goal: Goal) -> Advice:
@@ -186,7 +207,9 @@ def _place_beside(state: State, episode: Episode, goal: Goal) -> Advice:
 def _stack(state: State, episode: Episode, goal: Goal) -> Advice:
     a, b = goal.blocks
     base = state.blocks[b]
-    return _place(state, state.blocks[a], base[:2], base[2] + BLOCK_HALF, _name(episode, a), _name(episode, b), 0.02)
+    return _place(
+        state, state.blocks[a], base[:2], base[2] + BLOCK_HALF, _name(episode, a), _name(episode, b), 0.02
+    )
 
 
 def _unstack(state: State, episode: Episode, goal: Goal) -> Advice:
@@ -197,13 +220,17 @@ def _unstack(state: State, episode: Episode, goal: Goal) -> Advice:
     side = -1.0 if base[0] > 0 else 1.0
     if abs(tower[1] - base[1]) < 0.075 and 0 < side * (tower[0] - base[0]) < 0.21:
         side = -side
-    return _place(state, state.blocks[a], (base[0] + side * 0.105, base[1]), 0.0, _name(episode, a), "the table", 0.035)
+    return _place(
+        state, state.blocks[a], (base[0] + side * 0.105, base[1]), 0.0, _name(episode, a), "the table", 0.035
+    )
 
 
 def _move_between(state: State, episode: Episode, goal: Goal) -> Advice:
     a, b, c = goal.blocks
     (bx, by, _), (cx, cy, _) = state.blocks[b], state.blocks[c]
-    return _place(state, state.blocks[a], ((bx + cx) / 2, (by + cy) / 2), 0.0, _name(episode, a), "the middle", 0.025)
+    return _place(
+        state, state.blocks[a], ((bx + cx) / 2, (by + cy) / 2), 0.0, _name(episode, a), "the middle", 0.025
+    )
 
 
 EXPERTS = {

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where blocks and zones lie at the start of an episode: rejection sampling against what a task needs to be possible.
+"""Where blocks and zones lie at the start: rejection sampling against what makes a task possible.
 
-A layout must suit every block as the one that is named (or several of them, where every one would be too much to ask), and the
-named one is drawn afterwards: the arrangement alone must not give away what the sentence says.
+A layout must suit every block as the one that is named (or several of them, where every one would be too much
+to ask), and the named one is drawn afterwards: the arrangement alone must not give away what the sentence
+says.
 """
 
 import math
@@ -30,7 +31,9 @@ def sample_layout(
     upper = np.triu_indices(n, k=1)
     # What may not come closer than this: blocks to blocks, zones to blocks (with a margin), zones to zones.
     least = np.where(
-        upper[1] < n_blocks, MIN_SEPARATION, np.where(upper[0] < n_blocks, ZONE_HALF + BLOCK_HALF + 0.03, 0.15)
+        upper[1] < n_blocks,
+        MIN_SEPARATION,
+        np.where(upper[0] < n_blocks, ZONE_HALF + BLOCK_HALF + 0.03, 0.15),
     )
     for _ in range(1000):
         points = rng.uniform(-REGION, REGION, size=(_CANDIDATES, n, 2))
@@ -44,7 +47,7 @@ def sample_layout(
 
 
 def sample_hand(rng: np.random.Generator, blocks: list[Point]) -> tuple[float, float, float]:
-    """Draw the hand's start, m: anywhere over the table, at a height that clears the blocks, above none of them."""
+    """Draw the hand's start, m: anywhere over the table, higher than the blocks, above none of them."""
     while True:
         x, y = (float(v) for v in rng.uniform(-0.24, 0.24, size=2))
         if all(math.hypot(x - bx, y - by) >= MIN_HAND_DISTANCE for bx, by in blocks):
@@ -56,13 +59,15 @@ def anything(blocks: list[Point], zones: list[Point]) -> bool:
     return True
 
 
-def corridor_is_free(start: Point, direction: Point, length: float, others: list[Point]) -> bool:
-    """Can a block be pushed `length` m from `start` along the unit vector `direction`, the hand coming from behind?"""
+def corridor_is_free(
+    start: Point, direction: Point, length: float, others: list[Point], half_width: float = 0.066
+) -> bool:
+    """Can a block be pushed `length` m from `start` along a unit vector, the hand coming from behind?"""
     ux, uy = direction
     for x, y in others:
         dx, dy = x - start[0], y - start[1]
         along, across = dx * ux + dy * uy, abs(dx * uy - dy * ux)
-        if across < 0.066 and -0.115 < along < length + 2 * BLOCK_HALF + 0.02:
+        if across < half_width and -0.115 < along < length + 2 * BLOCK_HALF + 0.02:
             return False
     return True
 
@@ -71,7 +76,9 @@ def every_block_can_be_pushed(direction: Point) -> Check:
     """Every block has a free corridor along `direction`."""
 
     def check(blocks: list[Point], zones: list[Point]) -> bool:
-        return all(corridor_is_free(b, direction, 0.10, blocks[:i] + blocks[i + 1 :]) for i, b in enumerate(blocks))
+        return all(
+            corridor_is_free(b, direction, 0.10, blocks[:i] + blocks[i + 1 :]) for i, b in enumerate(blocks)
+        )
 
     return check
 
@@ -91,7 +98,12 @@ def every_block_has_room(offset: Point) -> Check:
     return check
 
 
-EXTREMES: dict[str, Point] = {"leftmost": (-1, 0), "rightmost": (1, 0), "nearest": (0, -1), "farthest": (0, 1)}
+EXTREMES: dict[str, Point] = {
+    "leftmost": (-1, 0),
+    "rightmost": (1, 0),
+    "nearest": (0, -1),
+    "farthest": (0, 1),
+}
 """Relational referents: the block farthest along this direction."""
 
 
@@ -118,13 +130,13 @@ def pushable_pairs(blocks: list[Point], zones: list[Point]) -> list[tuple[int, i
         for j, zone in enumerate(zones):
             dx, dy = zone[0] - block[0], zone[1] - block[1]
             length = math.hypot(dx, dy)
-            # Within 25 degrees of an axis: a push that meets a face squarely does not turn the block.
-            if min(abs(dx), abs(dy)) > 0.46 * max(abs(dx), abs(dy)):
+            # Within 17 degrees of an axis: a push that meets a face squarely hardly turns the block.
+            if min(abs(dx), abs(dy)) > 0.3 * max(abs(dx), abs(dy)):
                 continue
             # The hand starts behind the block; that place has to be on the table as well.
             behind = (block[0] - 0.065 * dx / length, block[1] - 0.065 * dy / length)
             if max(abs(behind[0]), abs(behind[1])) < 0.26 and corridor_is_free(
-                block, (dx / length, dy / length), length, others
+                block, (dx / length, dy / length), length, others, half_width=0.08
             ):
                 pairs.append((i, j))
     return pairs

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tabletop as MuJoCo XML: a table, four blocks, two flat zones and a floating two-finger hand, primitives only.
+"""The tabletop as MuJoCo XML: a table, four blocks, two flat zones and a floating two-finger hand.
 
-There are no meshes and no textures, so the whole scene is a few kB, free of licences, and drawn alike by every renderer. Every
-body is always there (what a task does not need is parked out of sight), so the state is a plain array of fixed size and
-changing the task never rebuilds the model. Frame: x to the right and y away as the front camera sees them, z up, metres; the origin
-is the middle of the table top.
+It is made of primitives, with no meshes and no textures, so the whole scene is a few kB, free of licences,
+and drawn alike by every renderer. Every body is always there (what a task does not need is parked out of
+sight), so the state is a plain array of fixed size and changing the task never rebuilds the model. Frame: x
+to the right and y away as the front camera sees them, z up, metres; the origin is the middle of the table
+top.
 """
 
 import math
@@ -25,7 +26,8 @@ REGION = 0.19
 TIMESTEP_S = 0.005
 
 COLOURS: dict[str, tuple[float, float, float]] = {
-    # The six corners of the RGB cube: as far apart as six colours can be, so that 5 pixels are enough to name one.
+    # The six corners of the RGB cube: as far apart as six colours can be, so that 5 pixels are enough to name
+    # one.
     "red": (0.86, 0.08, 0.08),
     "green": (0.10, 0.62, 0.12),
     "blue": (0.10, 0.22, 0.90),
@@ -44,7 +46,7 @@ _HALF_VIEW = 0.295
 
 
 def _front_camera() -> str:
-    """A far, narrow camera: nearly orthographic, so a table position and a pixel are related almost linearly."""
+    """A far, narrow camera: nearly orthographic, so that pixels are almost linear in table positions."""
     sin, cos = math.sin(_ELEVATION), math.cos(_ELEVATION)
     x, y, z = _LOOK_AT
     fovy = 2 * math.degrees(math.atan(_HALF_VIEW / _DISTANCE))
@@ -74,15 +76,17 @@ def _zone(index: int) -> str:
 
 def _finger(name: str, side: int) -> str:
     return (
-        f'<body name="{name}"><joint name="{name}" type="slide" axis="{side} 0 0" range="0 {MAX_OPENING / 2}" '
+        f'<body name="{name}">'
+        f'<joint name="{name}" type="slide" axis="{side} 0 0" range="0 {MAX_OPENING / 2}" '
         f'damping="8"/>'
-        f'<geom type="box" pos="{side * 0.006} 0 0.015" size="0.006 0.011 0.027" mass="0.05" contype="2" conaffinity="0" '
+        f'<geom type="box" pos="{side * 0.006} 0 0.015" size="0.006 0.011 0.027" mass="0.05" '
+        f'contype="2" conaffinity="0" '
         f'condim="4" friction="2 0.05 0.001" priority="1" material="finger"/></body>'
     )
 
 
 def tabletop_xml() -> str:
-    """Return the MJCF of the scene. qpos: hand pose (7), fingers (2), four block poses (4 x 7) = 37 numbers."""
+    """Return the MJCF of the scene. qpos is the hand's pose (7), fingers (2), four block poses (4 x 7)."""
     blocks = "".join(_block(i) for i in range(N_BLOCKS))
     zones = "".join(_zone(i) for i in range(N_ZONES))
     return f"""
@@ -99,20 +103,27 @@ def tabletop_xml() -> str:
   <statistic extent="1" center="0 0 0"/>
   <asset><material name="finger" rgba="1 1 1 1" emission="0.45"/></asset>
   <worldbody>
-    <light directional="true" pos="0 0 2" dir="0.15 0.45 -1" diffuse="0.45 0.45 0.45" specular="0 0 0" castshadow="false"/>
+    <light directional="true" pos="0 0 2" dir="0.15 0.45 -1"
+      diffuse="0.45 0.45 0.45" specular="0 0 0" castshadow="false"/>
     {_front_camera()}
-    <geom name="floor" type="plane" size="0 0 1" group="3" contype="1" conaffinity="1" friction="1 0.01 0.001"/>
-    <geom name="table" type="box" pos="0 0 -0.02" size="0.37 0.33 0.02" contype="0" conaffinity="0" rgba="0.56 0.55 0.54 1"/>
-    <geom name="ground" type="box" pos="0 0 -0.06" size="2 2 0.01" contype="0" conaffinity="0" rgba="0.36 0.36 0.38 1"/>
+    <geom name="floor" type="plane" size="0 0 1" group="3" contype="1" conaffinity="1"
+      friction="1 0.01 0.001"/>
+    <geom name="table" type="box" pos="0 0 -0.02" size="0.37 0.33 0.02" contype="0" conaffinity="0"
+      rgba="0.56 0.55 0.54 1"/>
+    <geom name="ground" type="box" pos="0 0 -0.06" size="2 2 0.01" contype="0" conaffinity="0"
+      rgba="0.36 0.36 0.38 1"/>
     {zones}
     <body name="target" mocap="true" pos="0 0 0.15"/>
     <body name="shade" mocap="true" pos="0 0 0.002">
-      <geom name="shade" type="box" size="0.017 0.013 0.0006" contype="0" conaffinity="0" rgba="0.34 0.33 0.33 1"/>
+      <geom name="shade" type="box" size="0.017 0.013 0.0006" contype="0" conaffinity="0"
+        rgba="0.34 0.33 0.33 1"/>
     </body>
     <body name="hand" pos="0 0 0.15" gravcomp="1"><freejoint name="hand"/>
       <inertial pos="0 0 0.05" mass="0.6" diaginertia="0.001 0.001 0.001"/>
-      <geom type="box" pos="0 0 0.054" size="0.054 0.013 0.012" contype="2" conaffinity="0" rgba="0.10 0.10 0.11 1"/>
-      <geom type="box" pos="0 0 0.086" size="0.016 0.013 0.020" contype="0" conaffinity="0" rgba="0.10 0.10 0.11 1"/>
+      <geom type="box" pos="0 0 0.050" size="0.053 0.010 0.008" contype="2" conaffinity="0"
+        rgba="0.10 0.10 0.11 1"/>
+      <geom type="box" pos="0 0 0.078" size="0.013 0.010 0.020" contype="0" conaffinity="0"
+        rgba="0.10 0.10 0.11 1"/>
       <camera name="wrist" pos="0 -0.075 0.11" xyaxes="1 0 0 0 0.85 0.53" fovy="60"/>
       {_finger("finger_left", -1)}
       {_finger("finger_right", 1)}

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The tasks: what is said, which layouts allow it, and when it is done.
 
-A task is a template. `sample_episode(task, seed)` fills it in: it is a pure function, and its result is everything there is to know
-about an episode before the first step. Success reads the simulator's state and nothing else.
+A task is a template. `sample_episode(task, seed)` fills it in: it is a pure function, and its result is
+everything there is to know about an episode before the first step. Success reads the simulator's state and
+nothing else.
 """
 
 import difflib
@@ -35,7 +36,7 @@ class State(NamedTuple):
 
 
 class Goal(NamedTuple):
-    """What a sentence refers to: block slots in the order they are named, a zone slot, a direction or relation."""
+    """What a sentence refers to: block slots in the order they are named, a zone slot, a direction."""
 
     blocks: tuple[int, ...]
     zone: int = -1
@@ -61,7 +62,7 @@ class Episode:
 
 @dataclass(frozen=True)
 class Template:
-    """One task. `goals(blocks, zones)` lists what a layout lets the sentence refer to; one of them is drawn uniformly."""
+    """One task. `goals(blocks, zones)` lists what the sentence may refer to; one is drawn uniformly."""
 
     name: str
     tier: int
@@ -76,7 +77,7 @@ class Template:
     stacked: bool = False
 
 
-# ---- what a sentence may refer to ------------------------------------------------------------------------------------------
+# ---- what a sentence may refer to --------------------------------------------------------------------------
 
 
 def _one(blocks: list[layouts.Point], zones: list[layouts.Point]) -> list[Goal]:
@@ -115,7 +116,7 @@ def _stacks(blocks: list[layouts.Point], zones: list[layouts.Point]) -> list[Goa
     return [Goal((2, 0)), Goal((3, 1))]  # slots 2 and 3 start on top of slots 0 and 1
 
 
-# ---- when it is done ---------------------------------------------------------------------------------------------------------
+# ---- when it is done ---------------------------------------------------------------------------------------
 
 
 def _moved(state: State, episode: Episode, block: int) -> float:
@@ -141,7 +142,12 @@ def _pushed(state: State, episode: Episode, goal: Goal) -> bool:
     (x, y, _), (sx, sy, _) = state.blocks[block], episode.start.blocks[block]
     ux, uy = DIRECTIONS[goal.word]
     along, across = (x - sx) * ux + (y - sy) * uy, abs((x - sx) * uy - (y - sy) * ux)
-    return along >= 0.05 and across < 0.035 and _on_table(state.blocks[block]) and _others_still(state, episode, block)
+    return (
+        along >= 0.05
+        and across < 0.035
+        and _on_table(state.blocks[block])
+        and _others_still(state, episode, block)
+    )
 
 
 def _lifted(state: State, episode: Episode, goal: Goal) -> bool:
@@ -191,7 +197,7 @@ def _placed_between(state: State, episode: Episode, goal: Goal) -> bool:
     return middle and state.opening > OPEN and _on_table(a) and _others_still(state, episode, goal.blocks[0])
 
 
-# ---- the table -----------------------------------------------------------------------------------------------------------------
+# ---- the table ---------------------------------------------------------------------------------------------
 
 
 def _push(word: str, description: str, sentences: tuple[str, ...]) -> Template:
@@ -205,7 +211,8 @@ def _beside(word: str) -> Template:
     offset = (DIRECTIONS[word][0] * BESIDE, DIRECTIONS[word][1] * BESIDE)
     return Template(
         f"place-{word}-of", 2, f"set the first block down on the table, to the {word} of the second",
-        (f"put the {{a}} block {word} of the {{b}} block", f"place the {{a}} one to the {word} of the {{b}} one",
+        (f"put the {{a}} block {word} of the {{b}} block",
+         f"place the {{a}} one to the {word} of the {{b}} one",
          f"bring the {{a}} block to the {word} of the {{b}} block"),
         60, _two_along(word), _placed_beside, check=layouts.every_block_has_room(offset),
     )  # fmt: skip
@@ -225,23 +232,26 @@ _TEMPLATES = (
            "move the {a} block right")),
     _push("away", "push the named block 5 cm away from the camera, moving no other",
           ("push the {a} block away", "push the {a} one forward", "slide the {a} block away from me",
-           "move the {a} block forward")),
+           "move the {a} block away")),
     _push("near", "push the named block 5 cm towards the camera, moving no other",
-          ("push the {a} block closer", "push the {a} one back", "slide the {a} block toward me",
-           "move the {a} block back")),
+          ("push the {a} block closer", "push the {a} one toward me", "slide the {a} block toward me",
+           "bring the {a} block closer")),
     Template(
         "lift", 2, "grasp the named block and hold it 6 cm above the table",
-        ("lift the {a} block", "pick up the {a} block", "raise the {a} one", "grab the {a} block and lift it"),
+        ("lift the {a} block", "pick up the {a} block", "raise the {a} one",
+         "grab the {a} block and lift it"),
         40, _one, _lifted,
     ),
     Template(
         "place-in-zone", 2, "carry the named block into the named zone, let go",
-        ("put the {a} block in the {z} zone", "place the {a} one on the {z} square", "bring the {a} block to the {z} zone"),
+        ("put the {a} block in the {z} zone", "place the {a} one on the {z} square",
+         "bring the {a} block to the {z} zone"),
         60, _block_and_zone, _placed_in_zone, with_zones=True,
     ),
     Template(
         "push-to-zone", 2, "push the named block along the table into the named zone",
-        ("push the {a} block to the {z} zone", "slide the {a} block into the {z} square", "push the {a} one into the {z} zone"),
+        ("push the {a} block to the {z} zone", "slide the {a} block into the {z} square",
+         "push the {a} one into the {z} zone"),
         64, _pushable, _in_zone, check=layouts.enough_pushable_pairs, with_zones=True,
     ),
     _beside("left"),
@@ -254,12 +264,14 @@ _TEMPLATES = (
     ),
     Template(
         "unstack", 3, "two towers of two: take the named block off and set it down on the table",
-        ("take the {a} block off the {b} block", "unstack the {a} block from the {b} one", "put the {a} block down on the table"),
+        ("take the {a} block off the {b} block", "unstack the {a} block from the {b} one",
+         "put the {a} block down on the table"),
         56, _stacks, _unstacked, stacked=True,
     ),
     Template(
         "move-between", 3, "set the first block down in the middle between the other two",
-        ("put the {a} block between the {b} and the {c} block", "move the {a} one between the {b} and {c} blocks",
+        ("put the {a} block between the {b} and the {c} block",
+         "move the {a} one between the {b} and {c} blocks",
          "place the {a} block in the middle of the {b} and the {c} one"),
         60, _between, _placed_between, check=layouts.enough_triples,
     ),
@@ -270,7 +282,8 @@ _TEMPLATES = (
     ),
     Template(
         "lift-extreme", 3, "lift the leftmost, rightmost, nearest or farthest block, no colour being named",
-        ("lift the {w} block", "pick up the {w} block", "raise the {w} one", "grab the {w} block and lift it"),
+        ("lift the {w} block", "pick up the {w} block", "raise the {w} one",
+         "grab the {w} block and lift it"),
         40, _extreme, _lifted, check=layouts.extremes_are_clear,
     ),
 )  # fmt: skip
@@ -296,12 +309,14 @@ def get_template(task: str) -> Template:
     """Return the template of a task. ValueError naming the nearest one if there is none of that name."""
     if task not in TASKS:
         near = difflib.get_close_matches(str(task), TASKS, n=1, cutoff=0.0)[0]
-        raise ValueError(f"unknown task {task!r}; did you mean {near!r}? The tabletop tasks are: {', '.join(TASKS)}")
+        raise ValueError(
+            f"unknown task {task!r}; did you mean {near!r}? The tabletop tasks are: {', '.join(TASKS)}"
+        )
     return TASKS[task]
 
 
 def task_table() -> list[dict[str, object]]:
-    """One row a task for documentation: task, tier, description, max_steps, examples (with example colours filled in)."""
+    """One row a task for documentation: task, tier, description, max_steps, examples."""
     words = {"a": "red", "b": "blue", "c": "green", "z": "yellow", "w": "leftmost"}
     return [
         {
@@ -330,11 +345,12 @@ def _say(sentence: str, goal: Goal, colours: tuple[str, ...], zone_colours: tupl
 
 
 def sample_episode(task: str, seed: int) -> Episode:
-    """Return the episode (task, seed) stands for: a pure function, the same on every machine. ValueError for an unknown task."""
+    """Return the episode (task, seed) stands for: a pure function. ValueError for an unknown task."""
     template = get_template(task)
     rng = np.random.default_rng([seed, zlib.crc32(task.encode())])
     order = [list(COLOURS)[i] for i in rng.permutation(len(COLOURS))]
-    # Zones take the two colours no block has: every colour word has exactly one referent, and all six are always in the picture.
+    # Zones take the two colours no block has: every colour word has exactly one referent, and all six are
+    # always in the picture.
     colours, zone_colours = tuple(order[:N_BLOCKS]), tuple(order[N_BLOCKS : N_BLOCKS + N_ZONES])
     if template.stacked:
         bases, zones = layouts.sample_layout(rng, template.check, with_zones=False, n_blocks=N_BLOCKS // 2)
@@ -347,7 +363,9 @@ def sample_episode(task: str, seed: int) -> Episode:
     goal = goals[rng.integers(len(goals))]
     # Another referent for the first-named block, everything else the same where that is possible.
     others = [other for other in goals if other.blocks[0] != goal.blocks[0]]
-    same = [other for other in others if (other.blocks[1:], other.zone) == (goal.blocks[1:], goal.zone)] or others
+    same = [
+        other for other in others if (other.blocks[1:], other.zone) == (goal.blocks[1:], goal.zone)
+    ] or others
     alternative = same[rng.integers(len(same))]
     sentence = template.sentences[rng.integers(len(template.sentences))]
     heights = [BLOCK_HALF * (3 if template.stacked and i >= N_BLOCKS // 2 else 1) for i in range(N_BLOCKS)]
