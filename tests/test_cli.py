@@ -43,9 +43,7 @@ def test_help_is_instant_and_lists_verbs_in_order_of_use() -> None:
 
 
 def test_help_imports_nothing_heavy() -> None:
-    program = (
-        "import sys; from vla import cli; cli.main(['--help']); print(sorted(sys.modules), file=sys.stderr)"
-    )
+    program = "import sys; from vla import cli; cli.main(['--help']); print(sorted(sys.modules), file=sys.stderr)"
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
     )

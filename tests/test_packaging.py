@@ -153,9 +153,7 @@ def test_lock_pins_what_was_measured_and_names_no_address() -> None:
     lock = (ROOT / "requirements.lock").read_text(encoding="utf-8")
     for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines():
         if line and not line.startswith("#"):
-            assert re.search(rf"^{re.escape(line)}\b", lock, re.MULTILINE), (
-                f"{line} is not in requirements.lock"
-            )
+            assert re.search(rf"^{re.escape(line)}\b", lock, re.MULTILINE), f"{line} is not in requirements.lock"
     assert "://" not in lock
     assert not re.search(r"^-", lock, re.MULTILINE), "an option such as --index-url is in requirements.lock"
     assert not re.search(r"^mujoco==4", lock, re.MULTILINE)

@@ -32,7 +32,9 @@ def test_uniform_and_gumbel_have_their_distributions():
 
 
 def test_integers_cover_their_range_evenly():
-    counts = torch.bincount(randomness.integers(randomness.fold(1, torch.arange(1000)), "i", 7, 70).flatten(), minlength=7)
+    counts = torch.bincount(
+        randomness.integers(randomness.fold(1, torch.arange(1000)), "i", 7, 70).flatten(), minlength=7
+    )
     assert stats.chisquare(counts.numpy()).pvalue > 1e-3
 
 

@@ -46,7 +46,8 @@ def write_folder(target: Path, fill: Callable[[Path], None]) -> Path:
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             free_mb = shutil.disk_usage(target.parent).free / 1e6
             raise OSError(
-                errno.ENOSPC, f"disk full while saving {target.name} ({free_mb:.0f} MB free); earlier checkpoints are intact"
+                errno.ENOSPC,
+                f"disk full while saving {target.name} ({free_mb:.0f} MB free); earlier checkpoints are intact",
             ) from error
         raise
     if target.exists():
@@ -89,13 +90,17 @@ def verify(folder: Path) -> None:
         if not (folder / name).is_file():
             raise ValueError(f"checkpoint '{folder}' is incomplete: {name} is missing; use an earlier one")
         if _sha256(folder / name) != expected:
-            raise ValueError(f"checkpoint '{folder}' is damaged: {name} does not match its checksum; use an earlier one")
+            raise ValueError(
+                f"checkpoint '{folder}' is damaged: {name} does not match its checksum; use an earlier one"
+            )
 
 
 def digest(folder: Path) -> str:
     """A short hash that names the weights and configuration, for manifests."""
     sums = json.loads((folder / CHECKSUMS).read_text())
-    return hashlib.sha256("".join(sums.get(n, "") for n in ("model.safetensors", "config.json")).encode()).hexdigest()[:12]
+    return hashlib.sha256("".join(sums.get(n, "") for n in ("model.safetensors", "config.json")).encode()).hexdigest()[
+        :12
+    ]
 
 
 def steps_in(run: Path) -> list[Path]:

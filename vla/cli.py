@@ -35,9 +35,7 @@ VERBS: dict[str, Verb] = {
     "record": Verb("vla.data.record", "RecordConfig", "record", "record demonstrations as a LeRobot dataset"),
     "train": Verb("vla.train.loop", "TrainConfig", "train", "train a policy on a LeRobot dataset"),
     "eval": Verb("vla.eval.evaluate", "EvalConfig", "evaluate", "run a policy in simulation, with intervals"),
-    "report": Verb(
-        "vla.eval.report", "ReportConfig", "report", "make one page of a run's figures and videos"
-    ),
+    "report": Verb("vla.eval.report", "ReportConfig", "report", "make one page of a run's figures and videos"),
 }
 
 # Which extra brings a package, for the message when it is missing. Import names, not distribution names.
@@ -144,9 +142,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"vla {vla.__version__}")
             return 0
         if arguments[0] not in VERBS:
-            kind, known = (
-                ("option", ["--help", "--version"]) if arguments[0].startswith("-") else ("verb", [*VERBS])
-            )
+            kind, known = ("option", ["--help", "--version"]) if arguments[0].startswith("-") else ("verb", [*VERBS])
             complain(f"unknown {kind} '{arguments[0]}'; {nearest(arguments[0], known)} See vla --help.")
             return 2
         return run_verb(arguments[0], arguments[1:])

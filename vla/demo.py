@@ -10,9 +10,10 @@ import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from vla.policy import Policy
+if TYPE_CHECKING:
+    from vla.policy import Policy
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ def demo(config: DemoConfig) -> dict[str, Any]:
     from vla.data.record import RecordConfig, record
     from vla.eval.evaluate import EvalConfig, evaluate
     from vla.eval.report import ReportConfig, report
+    from vla.policy import Policy
     from vla.train.loop import TrainConfig, train
 
     console = Console(highlight=False)
@@ -105,11 +107,12 @@ def demo(config: DemoConfig) -> dict[str, Any]:
     step("eval", f"3/4 evaluate {config.episodes} episodes, three ways")
     checkpoint = trained / "checkpoints" / "last"
     summaries = {}
-    for name, policy, instruction, videos in (
+    ways: tuple[tuple[str, str, Literal["given", "swapped"], int], ...] = (
         ("policy", str(checkpoint), "given", 2),
         ("swapped", str(checkpoint), "swapped", 1),
         ("random", "random", "given", 0),
-    ):
+    )
+    for name, policy, instruction, videos in ways:
         summaries[name] = evaluate(
             EvalConfig(
                 policy=policy,
@@ -133,7 +136,12 @@ def demo(config: DemoConfig) -> dict[str, Any]:
         _success_row("random_success", summaries["random"], 0.05, "at most"),
         _success_row("swapped_success", summaries["swapped"], summaries["random"]["interval"][1], "at most"),
         {"id": "minutes", "value": round((time.time() - began) / 60, 2), "unit": "min", "goal": "at most 12"},
-        {"id": "record_fps_per_core", "value": round(rates["record_fps"]), "unit": "1/s", "goal": "at least 1000"},
+        {
+            "id": "record_fps_per_core",
+            "value": round(rates["record_fps"]),
+            "unit": "1/s",
+            "goal": "at least 1000",
+        },
         {"id": "loader_fps", "value": round(rates["loader_fps"]), "unit": "1/s", "goal": "at least 5000"},
     ]
     rows[3] |= {"passes": rows[3]["value"] <= 12, "note": "wall-clock of the demo" + _with_install()}
@@ -209,7 +217,7 @@ def measure_rates(seconds: float = 2.0) -> dict[str, float]:
     return {"record_fps": record_fps, "loader_fps": measure_gather_fps(seconds=seconds)}
 
 
-def trace_denoising(policy: Policy, task_index: int = -1, seed: int = 7) -> dict[str, Any]:
+def trace_denoising(policy: "Policy", task_index: int = -1, seed: int = 7) -> dict[str, Any]:
     """One decision, step by step: what the report draws. The first observation of one evaluation episode."""
     import base64
     import io
@@ -240,12 +248,17 @@ def trace_denoising(policy: Policy, task_index: int = -1, seed: int = 7) -> dict
                 "known": visible.int().tolist(),
                 "digits": np.where(visible.cpu().numpy(), digits.cpu().numpy(), -1).tolist(),
                 "confidence": layout.unfold(confidence)[0].tolist(),
-                "value": [[float(v) if c else None for v, c in zip(*r, strict=True)] for r in zip(values, complete, strict=True)],
+                "value": [
+                    [float(v) if c else None for v, c in zip(*r, strict=True)]
+                    for r in zip(values, complete, strict=True)
+                ],
             }
         )
 
     chunk = policy.decide(
-        [Observation(observation["pixels"], observation["agent_pos"], info["instruction"])], [(seed, 0)], trace=trace
+        [Observation(observation["pixels"], observation["agent_pos"], info["instruction"])],
+        [(seed, 0)],
+        trace=trace,
     )
     return {
         "instruction": info["instruction"],

@@ -82,11 +82,7 @@ class Diagnosis:
 
 def _pip_install(what: str) -> str:
     # This interpreter, not whichever "python" the shell finds; uv makes environments without pip.
-    installer = (
-        f"{sys.executable} -m pip install"
-        if find_spec("pip")
-        else f"uv pip install --python {sys.executable}"
-    )
+    installer = f"{sys.executable} -m pip install" if find_spec("pip") else f"uv pip install --python {sys.executable}"
     return f"{installer} '{what}'"
 
 
@@ -115,9 +111,7 @@ def check_python() -> Check:
     found = f"{platform.python_version()} ({platform.system()} {platform.machine()})"
     if (3, 12) <= tuple(sys.version_info[:2]) <= (3, 13):
         return Check("python", "ok", found)
-    return Check(
-        "python", "warn", f"{found}, tested with 3.12", "make distclean && make PYTHON=python3.12 demo"
-    )
+    return Check("python", "warn", f"{found}, tested with 3.12", "make distclean && make PYTHON=python3.12 demo")
 
 
 def check_torch() -> Check:
@@ -223,9 +217,7 @@ def check_video() -> Check:
                 container.mux(stream.encode())
             with av.open(path) as container:
                 decoded = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
-        worst = max(
-            abs(float(got.mean()) - float(sent.mean())) for got, sent in zip(decoded, frames, strict=True)
-        )
+        worst = max(abs(float(got.mean()) - float(sent.mean())) for got, sent in zip(decoded, frames, strict=True))
         if worst > 8:
             raise RuntimeError(f"frames come back {worst:.0f} grey levels off")
     except Exception as error:
@@ -270,11 +262,7 @@ def check_memory() -> Check:
 
 def _cores() -> float:
     """Processors that this process may use: its affinity, or its container's quota if that is less."""
-    count = (
-        float(len(os.sched_getaffinity(0)))
-        if hasattr(os, "sched_getaffinity")
-        else float(os.cpu_count() or 1)
-    )
+    count = float(len(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else float(os.cpu_count() or 1)
     quota = Path("/sys/fs/cgroup/cpu.max")
     parts = quota.read_text().split() if quota.is_file() else ["max"]
     return min(count, int(parts[0]) / int(parts[1])) if parts[0].isdigit() else count
@@ -305,8 +293,7 @@ def check_writable(name: str, folder: Path) -> Check:
 def cache_folder() -> Path:
     """Where downloads are cached: LeRobot's folder, since the datasets are LeRobot's."""
     home = os.environ.get("HF_LEROBOT_HOME") or os.path.join(
-        os.environ.get("HF_HOME")
-        or os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface"),
+        os.environ.get("HF_HOME") or os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface"),
         "lerobot",
     )
     return Path(home).expanduser()
@@ -362,8 +349,6 @@ def doctor(config: DoctorConfig) -> Diagnosis:
             console.print(Text(item.detail, style="dim"), soft_wrap=True)
     failed = [item.name for item in checks if item.status == "fail"]
     warned = sum(item.status == "warn" for item in checks)
-    verdict = (
-        f"not fit: {', '.join(failed)}" if failed else "fit" + (f", {warned} warning(s)" if warned else "")
-    )
+    verdict = f"not fit: {', '.join(failed)}" if failed else "fit" + (f", {warned} warning(s)" if warned else "")
     console.print(Text(f"this machine is {verdict}", style=colour["fail" if failed else "ok"]))
     return diagnosis

@@ -55,7 +55,13 @@ class Policy:
         `rows`: every evaluation has exactly this many rows, padded; then results do not depend on the batch size.
         None: as many rows as observations (lowest latency).
         """
-        self.model, self.tokenizers, self.fps, self.seed, self.rows = model.eval(), tokenizers, fps, seed, rows
+        self.model, self.tokenizers, self.fps, self.seed, self.rows = (
+            model.eval(),
+            tokenizers,
+            fps,
+            seed,
+            rows,
+        )
         self.sampling = sampling or Sampling()
         self.model.head.allowed_ADV.copy_(tokenizers.action.allowed_ADV())
         self.n_action_steps = n_action_steps or max(1, self.horizon // 2)
@@ -102,7 +108,7 @@ class Policy:
         committed: list[np.ndarray] | None = None,
         trace: Trace | None = None,
     ) -> Chunk:
-        """As `act`, with confidence. `committed`: a row, float (d, A), the first d <= H actions, already on their way."""
+        """As `act`, with confidence. `committed`: a row, float (d, A): the first d <= H actions, on their way."""
         if len(observations) != len(keys):
             raise ValueError(f"expected one key for each of {len(observations)} observations, got {len(keys)}")
         rows = self.rows or len(observations)
@@ -150,7 +156,9 @@ class Policy:
                         f"camera '{camera}': expected uint8 ({size}, {size}, 3), got {image.dtype} {image.shape}; "
                         "resize it the way the training data were resized"
                     )
-        images = {c: torch.from_numpy(np.stack([o.images[c] for o in observations])).to(self.device) for c in self.cameras}
+        images = {
+            c: torch.from_numpy(np.stack([o.images[c] for o in observations])).to(self.device) for c in self.cameras
+        }
         state_BS = torch.from_numpy(np.stack([np.asarray(o.state, np.float32) for o in observations])).to(self.device)
         words_BL = torch.from_numpy(self.tokenizers.text.encode([o.instruction for o in observations])).to(self.device)
         return images, self.tokenizers.state(state_BS), words_BL
@@ -196,7 +204,8 @@ class Policy:
         device: str = "cpu",
         evaluations: int | None = None,
         n_action_steps: int | None = None,
-        **kwargs: int | None,
+        seed: int = 0,
+        rows: int | None = None,
     ) -> "Policy":
         """Load a checkpoint folder. Raises ValueError when it is missing, damaged or of another version."""
         folder = Path(path)
@@ -218,5 +227,6 @@ class Policy:
             config["fps"],
             sampling,
             n_action_steps or config["n_action_steps"],
-            **kwargs,
+            seed,
+            rows,
         )

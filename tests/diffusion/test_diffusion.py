@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -49,7 +50,9 @@ def test_corruption_is_a_function_of_the_key_not_of_the_neighbours():
     """But for the ratio, whose first half is spread evenly over the batch on purpose, rows do not know each other."""
     programs = Programs(full=1.0)
     a, b = corrupted(64, programs=programs), corrupted(16, programs=programs)
-    assert torch.equal(a.state.known_BNS[:32], b.state.known_BNS) and torch.equal(a.state.noise_BNS[:32], b.state.noise_BNS)
+    assert torch.equal(a.state.known_BNS[:32], b.state.known_BNS) and torch.equal(
+        a.state.noise_BNS[:32], b.state.noise_BNS
+    )
 
 
 def test_mask_ratios_are_bell_shaped_and_clipped():
@@ -78,7 +81,14 @@ def test_a_forbidden_digit_costs_nothing_and_has_no_nan():
     digits = clean(4)
     digits[..., 3, 0] %= 2
     digits[..., 3, 1] = 0
-    c = corrupt(digits, torch.zeros(4, 8, dtype=torch.bool), randomness.fold(0, torch.arange(4)), LAYOUT, Programs(), 64)
+    c = corrupt(
+        digits,
+        torch.zeros(4, 8, dtype=torch.bool),
+        randomness.fold(0, torch.arange(4)),
+        LAYOUT,
+        Programs(),
+        64,
+    )
     loss = total_loss(digit_losses(model(*observation(4), c.state, c.digits_BNSD), c))
     loss.backward()
     assert torch.isfinite(loss) and all(torch.isfinite(p.grad).all() for p in model.parameters())
@@ -86,7 +96,9 @@ def test_a_forbidden_digit_costs_nothing_and_has_no_nan():
 
 def tiny(arrangement="per_step"):
     torch.manual_seed(0)
-    model = LatticeModel(ModelConfig(image_size=16, vocabulary=50, text_length=6, width=32, arrangement=arrangement)).eval()
+    model = LatticeModel(
+        ModelConfig(image_size=16, vocabulary=50, text_length=6, width=32, arrangement=arrangement)
+    ).eval()
     for p in model.parameters():
         p.data += torch.randn_like(p) * 0.1
     return model
@@ -95,7 +107,11 @@ def tiny(arrangement="per_step"):
 def observation(batch):
     generator = torch.Generator().manual_seed(3)
     image = torch.randint(0, 256, (batch, 16, 16, 3), dtype=torch.uint8, generator=generator)
-    return {"front": image}, torch.randn(batch, 4, generator=generator), torch.randint(1, 50, (batch, 6), generator=generator)
+    return (
+        {"front": image},
+        torch.randn(batch, 4, generator=generator),
+        torch.randint(1, 50, (batch, 6), generator=generator),
+    )
 
 
 @pytest.mark.parametrize("arrangement", ["per_step", "per_dim"])
@@ -106,9 +122,15 @@ def test_every_schedule_fills_the_canvas_in_its_number_of_evaluations(arrangemen
     seen = []
     prefix = model.encode(*observation(3))
     sampling = Sampling(evaluations, temperature)
-    result = sample(model, prefix, randomness.fold(0, torch.arange(3)), sampling, trace=lambda t, s, c: seen.append(s.known_BNS))
+    result = sample(
+        model,
+        prefix,
+        randomness.fold(0, torch.arange(3)),
+        sampling,
+        trace=lambda t, s, c: seen.append(s.known_BNS),
+    )
     assert is_complete(result.state) and len(seen) == evaluations
-    assert all(bool((b >= a).all()) for a, b in zip(seen, seen[1:], strict=False))  # knowledge only grows
+    assert all(bool((b >= a).all()) for a, b in pairwise(seen))  # knowledge only grows
     assert bool(((result.confidence_BNS > 0) & (result.confidence_BNS <= 1)).all())
 
 
@@ -122,9 +144,9 @@ def test_two_evaluations_are_all_coarse_then_all_fine():
 def test_schedules_are_monotone_and_end_full(evaluations, depth):
     rows = [kept_fraction(t, evaluations, depth) for t in range(1, evaluations + 1)]
     assert rows[-1] == [1.0] * depth
-    for a, b in zip(rows, rows[1:], strict=False):
+    for a, b in pairwise(rows):
         assert all(x <= y for x, y in zip(a, b, strict=True))
-    assert all(x >= y for row in rows for x, y in zip(row, row[1:], strict=False))  # coarse before fine
+    assert all(x >= y for row in rows for x, y in pairwise(row))  # coarse before fine
 
 
 def test_given_tokens_are_never_touched():
@@ -133,7 +155,13 @@ def test_given_tokens_are_never_touched():
     known = torch.zeros(3, 8, 4, dtype=torch.long)
     known[:, :3], known[0, 5, 2] = 2, 1
     given_state = revealed(tokens, known, torch.where(known > 0, int(Provenance.COMMITTED), 0))
-    result = sample(model, model.encode(*observation(3)), randomness.fold(1, torch.arange(3)), Sampling(4, 1.0), given_state)
+    result = sample(
+        model,
+        model.encode(*observation(3)),
+        randomness.fold(1, torch.arange(3)),
+        Sampling(4, 1.0),
+        given_state,
+    )
     visible = given_state.visible_BNSD()
     assert torch.equal(result.state.digits_BNSD[visible], tokens[visible])
     assert bool((result.fine_offset_BNS[known == 2] == 0).all()) and is_complete(result.state)

@@ -79,9 +79,7 @@ class DotEnv:
         for name, centre in [*self.goals.items(), ("hand", self.hand)]:
             x, y = ((centre + 1) / 2 * (size - 1)).astype(int)
             half = max(1, size // 16)
-            image[max(0, y - half) : y + half + 1, max(0, x - half) : x + half + 1] = COLOURS.get(
-                name, (20, 20, 20)
-            )
+            image[max(0, y - half) : y + half + 1, max(0, x - half) : x + half + 1] = COLOURS.get(name, (20, 20, 20))
         return image
 
     def close(self):

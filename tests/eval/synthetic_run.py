@@ -41,13 +41,9 @@ def write_evaluation(folder: Path, kind: str, episodes: int = 200, videos: bool 
         told = f"{task} the {('red', 'blue')[i % 3 == 0]} block (synthetic)"
         given = told if kind != "swapped" else f"{task} the green block (synthetic)"
         length = int(generator.integers(14, 30)) if success else 60
-        results.append(
-            EpisodeResult(task, seed, told, given, success, length, "0" * 64, 0.2, -(-length // 8))
-        )
+        results.append(EpisodeResult(task, seed, told, given, success, length, "0" * 64, 0.2, -(-length // 8)))
     results = write_results(folder / "episodes.jsonl", results)
-    summary = summarize(
-        kind, "demo", "tabletop", results, [21.5, 22.0, 30.1], 1234.5, manifest("llvmpipe (synthetic)")
-    )
+    summary = summarize(kind, "demo", "tabletop", results, [21.5, 22.0, 30.1], 1234.5, manifest("llvmpipe (synthetic)"))
     (folder / "summary.json").write_text(json.dumps(summary))
     if not videos:
         return
@@ -76,9 +72,7 @@ def write_metrics(path: Path, steps: int = 4000) -> None:
         row |= {"grad_norm": 1.0, "steps_per_s": 12.0, "elapsed_s": step / 12}
         lines.append(row | {"frames_per_s": 820 + 25 * generator.standard_normal() - (step < 100) * 300})
         if step % 250 == 0:
-            lines.append(
-                {"step": step, "val_loss": base * 1.06, "val_mae": 0.04 + 0.3 * math.exp(-step / 700)}
-            )
+            lines.append({"step": step, "val_loss": base * 1.06, "val_mae": 0.04 + 0.3 * math.exp(-step / 700)})
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
@@ -88,18 +82,14 @@ def denoise(horizon: int = 8, evaluations: int = 4) -> dict:
 
     generator = np.random.Generator(np.random.Philox(key=9))
     t = np.arange(horizon)
-    final = np.stack(
-        [0.7 * np.cos(t / 4), 0.5 * np.sin(t / 3), -0.6 + t / 12, np.where(t > 4, 1.0, -1.0)], axis=1
-    )
+    final = np.stack([0.7 * np.cos(t / 4), 0.5 * np.sin(t / 3), -0.6 + t / 12, np.where(t > 4, 1.0, -1.0)], axis=1)
     bins = np.clip((final + 1) / 2 * 255, 0, 255).astype(int)
     order = generator.random((horizon, 4))
     steps = []
     for e in range(1, evaluations + 1):
         coarse = order < min(1.0, 2 * e / evaluations)
         fine = order < max(0.0, 2 * e / evaluations - 1)
-        confidence = np.clip(
-            0.35 + 0.6 * e / evaluations + 0.15 * generator.standard_normal(order.shape), 0, 1
-        )
+        confidence = np.clip(0.35 + 0.6 * e / evaluations + 0.15 * generator.standard_normal(order.shape), 0, 1)
         known = np.stack([coarse, fine], axis=-1)
         digits = np.where(known, np.stack([bins // 16, bins % 16], axis=-1), -1)
         rows = zip(final, fine, strict=True)

@@ -18,9 +18,7 @@ BENCH = "fake_bench"
 
 
 def config(tmp_path, **changes):
-    base = EvalConfig(
-        policy="stub", env="dots", episodes=10, slots=4, workers=1, videos=0, out=tmp_path / "eval"
-    )
+    base = EvalConfig(policy="stub", env="dots", episodes=10, slots=4, workers=1, videos=0, out=tmp_path / "eval")
     return replace(base, **changes)
 
 

@@ -8,7 +8,15 @@ from vla.model import LatticeModel, ModelConfig
 
 def make(arrangement="per_step", cameras=("front",)):
     torch.manual_seed(0)
-    config = ModelConfig(cameras=cameras, image_size=16, vocabulary=50, text_length=6, width=32, layers=2, arrangement=arrangement)
+    config = ModelConfig(
+        cameras=cameras,
+        image_size=16,
+        vocabulary=50,
+        text_length=6,
+        width=32,
+        layers=2,
+        arrangement=arrangement,
+    )
     model = LatticeModel(config).eval()
     for p in model.parameters():  # zero-initialised projections would hide a leak
         p.data += torch.randn_like(p) * 0.05
@@ -23,7 +31,13 @@ def inputs(model, batch=3):
     words[:, 4:] = 0
     digits = torch.randint(0, 16, (batch, c.layout.positions, c.layout.sub_tokens, 2), generator=generator)
     known = torch.randint(0, 3, digits.shape[:3], generator=generator)
-    return images, torch.randn(batch, c.state_dim, generator=generator), words, revealed(digits, known), digits
+    return (
+        images,
+        torch.randn(batch, c.state_dim, generator=generator),
+        words,
+        revealed(digits, known),
+        digits,
+    )
 
 
 @pytest.mark.parametrize("arrangement", ["per_step", "per_dim"])
@@ -49,7 +63,9 @@ def test_cached_equals_uncached(arrangement):
     x = torch.cat([x_prefix["x"], model.canvas(canvas)], dim=1)
     observed = x_prefix["x"].shape[1]
     segments = [Segment.OBSERVATION] * observed + [Segment.ACTION] * model.config.layout.positions
-    real = torch.cat([prefix.visible_BP, torch.ones(len(words), model.config.layout.positions, dtype=torch.bool)], dim=1)
+    real = torch.cat(
+        [prefix.visible_BP, torch.ones(len(words), model.config.layout.positions, dtype=torch.bool)], dim=1
+    )
     mask = attention_mask(segments)[None, None] & real[:, None, None, :]
     for layer in model.blocks:
         x, _ = layer(x, mask)
@@ -66,7 +82,9 @@ def test_perturbing_one_input_reaches_what_it_should_and_nothing_else(arrangemen
     other = hidden(tuple(canvas.known_BNS.shape), 2)
     assert not torch.allclose(model.decode(reference, other), h)  # the canvas is read
     again = model.encode(images, state, words)
-    assert all(torch.equal(a, b) for a, b in zip(reference.keys, again.keys, strict=True))  # and never changes the prefix
+    assert all(
+        torch.equal(a, b) for a, b in zip(reference.keys, again.keys, strict=True)
+    )  # and never changes the prefix
 
     for change in ("image", "state", "word"):
         images_2, state_2, words_2 = {k: v.clone() for k, v in images.items()}, state.clone(), words.clone()

@@ -56,7 +56,7 @@ def test_clipping_is_counted():
 
 
 def test_limits_are_quantiles_of_all_frames_not_of_episodes():
-    """Goal-directed data: each episode covers a narrow range; the mean of per-episode quantiles would be far too small."""
+    """Goal-directed data: an episode covers a narrow range; the mean of per-episode quantiles would be too small."""
     rng = np.random.default_rng(1)
     actions = np.concatenate([rng.normal(centre, 0.05, (50, 1)) for centre in np.linspace(-1, 1, 40)])
     tokenizer = BinTokenizer.fit(actions, ["x"])

@@ -5,7 +5,11 @@ from hypothesis import strategies as st
 
 from vla.tokenizers import TextTokenizer
 
-SENTENCES = ["reach the red block", "push the blue block to the left", "stack the green block on the red block"]
+SENTENCES = [
+    "reach the red block",
+    "push the blue block to the left",
+    "stack the green block on the red block",
+]
 
 
 def test_round_trip_and_padding():

@@ -7,8 +7,9 @@ A token of any modality is a number written as `digits` digits in base `base`, m
     provenance   FREE, SUSPECT (taken back by revision), COMMITTED (given by the caller: never climbs)
     noise        an index re-drawn at every evaluation: many interchangeable masks, the only randomness a one-step
                  sampler needs in order to be multimodal
-Corruption *climbs* (forget the fine digit, then the coarse one); sampling *descends* (coarse first, then fine);
-revision climbs one rung. Single-mask diffusion is the two-rung special case: every token has known = 0 or known = digits.
+Corruption *climbs* (forget the fine digit, then the coarse one); sampling *descends* (coarse first,
+then fine); revision climbs one rung. Single-mask diffusion is the two-rung special case: every token has
+known = 0 or known = digits.
 
 A state never shows a digit it should not: digits beyond `known` are stored as 0, by construction.
 
@@ -76,7 +77,9 @@ def revealed(tokens_BNSD: Tensor, known_BNS: Tensor | None = None, provenance_BN
     zeros = torch.zeros(tokens_BNSD.shape[:-1], dtype=torch.int64, device=tokens_BNSD.device)
     known_BNS = zeros + depth if known_BNS is None else known_BNS
     if bool(((known_BNS < 0) | (known_BNS > depth)).any()):
-        raise ValueError(f"known must be between 0 and {depth} digits, got {int(known_BNS.min())}..{int(known_BNS.max())}")
+        raise ValueError(
+            f"known must be between 0 and {depth} digits, got {int(known_BNS.min())}..{int(known_BNS.max())}"
+        )
     return _build(tokens_BNSD, known_BNS, zeros if provenance_BNS is None else provenance_BNS, zeros)
 
 

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The sequence: which segments there are, who may look at whom, and how actions are laid out as positions.
 
-    [ observation images | robot state | instruction ]  [ plan ]  [ future image ]  [ action chunk ]
-      prefix: sees itself only                            blocks: bidirectional inside, causal between,
-      (its keys and values are computed once              and no path from actions to images
-       and are exact for every denoising step)
+[ observation images | robot state | instruction ]  [ plan ]  [ future image ]  [ action chunk ]
+  prefix: sees itself only                            blocks: bidirectional inside, causal between,
+  (its keys and values are computed once              and no path from actions to images
+   and are exact for every denoising step)
 """
 
 from dataclasses import dataclass

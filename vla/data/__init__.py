@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Demonstrations: recorded as LeRobotDataset v3, decoded once into a memory map, gathered into batches.
 
-`record` simulates experts, `writer` and `video` write the dataset's files, `lerobot_files` reads those of anybody's
-LeRobot v3 dataset, `cache` decodes them once, `batches` draws training batches from the cache. Nothing is imported
-here: the simulator processes and `vla record --help` must stay light.
+`record` simulates experts, `writer` and `video` write the dataset's files, `lerobot_files` reads those of
+anybody's LeRobot v3 dataset, `cache` decodes them once, `batches` draws training batches from the cache.
+Nothing is imported here: the simulator processes and `vla record --help` must stay light.
 """

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A dataset's frames decoded once, into memory maps that training reads at random.
 
-Decoding a frame out of a video where it is needed gives 200 frames/s; a memory map gives tens of thousands, and the
-operating system keeps in memory what fits. A cache is a folder named after a fingerprint of the dataset, made in a
-temporary folder and renamed when it is complete.
+Decoding a frame out of a video where it is needed gives 200 frames/s; a memory map gives tens of thousands,
+and the operating system keeps in memory what fits. A cache is a folder named after a fingerprint of the
+dataset, made in a temporary folder and renamed when it is complete.
 """
 
 import contextlib
@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,8 +27,17 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 _ARRAYS = (
-    "state action timestamp frame_index episode_index task_index episode_from episode_to".split()  # noqa: SIM905
+    "state",
+    "action",
+    "timestamp",
+    "frame_index",
+    "episode_index",
+    "task_index",
+    "episode_from",
+    "episode_to",
 )
+Job = Callable[[Callable[[int], None]], None]
+"""Decodes one file; is given a function to tell how many more frames are done."""
 _FORMAT = 1
 """Part of the folder's name: a cache of another layout is not mistaken for one of this."""
 
@@ -63,7 +73,8 @@ class FrameCache:
     state_names: tuple[str, ...]
     cameras: tuple[str, ...]
     meta: dict[str, Any]
-    """{"root": str, "info": meta/info.json, "episodes": {further columns of meta/episodes: list of length E}}"""
+    """{"root": str, "info": meta/info.json, "episodes": {further columns of meta/episodes: list of length E}}
+    """
 
     def __len__(self) -> int:
         return len(self.action)
@@ -84,10 +95,10 @@ def open_cache(
 ) -> FrameCache:
     """Open the cache of a LeRobot v3 dataset; make it first if there is none.
 
-    `root`: the dataset's folder, or its name on the hub. `image_size`: resize pictures to this square; None keeps
-    them as they are. `cache_dir`: default `default_cache_dir()`. `workers`: threads that decode, 0: one per core.
-    ValueError for a dataset that is missing, has no language, has numbers that are not finite, or whose videos are
-    broken or shorter than its tables.
+    `root`: the dataset's folder, or its name on the hub. `image_size`: resize pictures to this square; None
+    keeps them as they are. `cache_dir`: default `default_cache_dir()`. `workers`: threads that decode, 0: one
+    per core. ValueError for a dataset that is missing, has no language, has numbers that are not finite, or
+    whose videos are broken or shorter than its tables.
     """
     if image_size is not None and image_size < 1:
         raise ValueError(f"expected an image_size >= 1, got {image_size}")
@@ -96,8 +107,10 @@ def open_cache(
     name = f"{folder.resolve().name}-{fingerprint(folder)[:20]}-{image_size or 'full'}-v{_FORMAT}"
     path = base / name
     if not (path / "about.json").exists():
-        _build(read_tables(folder), path, image_size, workers or len(os.sched_getaffinity(0)), console)
-    return load_cache(path)
+        _build(read_tables(folder), path, image_size, workers or _cores(), console)
+    cache = load_cache(path)
+    cache.meta["root"] = str(folder)  # an identical dataset may have been elsewhere when the cache was made
+    return cache
 
 
 def load_cache(path: Path) -> FrameCache:
@@ -118,12 +131,15 @@ def load_cache(path: Path) -> FrameCache:
     )
 
 
+def _cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 # ---- building ----------------------------------------------------------------------------------------------
 
 
-def _build(
-    tables: LeRobotFiles, path: Path, size: int | None, workers: int, console: "Console | None"
-) -> None:
+def _build(tables: LeRobotFiles, path: Path, size: int | None, workers: int, console: "Console | None") -> None:
     """Decode everything into a temporary folder, and rename it to `path`."""
     from rich.console import Console
 
@@ -136,20 +152,21 @@ def _build(
     free = shutil.disk_usage(base).free
     if need > free:
         raise ValueError(
-            f"the frame cache of '{tables.root}' needs {need / 2**30:.1f} GiB in '{base}', where {free / 2**30:.1f} "
-            "GiB are free: make room, set VLA_CACHE to another disk, or train at a smaller image_size"
+            f"the frame cache of '{tables.root}' needs {need / 2**30:.1f} GiB in '{base}', where "
+            f"{free / 2**30:.1f} GiB are free: make room, set VLA_CACHE to another disk, or "
+            "train at a smaller image_size"
         )
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=base))
     try:
         files = {camera: f"frames-{i}.npy" for i, camera in enumerate(tables.cameras)}
-        jobs: list[Callable[[Callable[[int], None]], None]] = []
+        jobs: list[Job] = []
         maps = []
         for camera, (height, width) in shapes.items():
             frames = np.lib.format.open_memmap(temporary / files[camera], "w+", np.uint8, (n, height, width, 3))
             maps.append(frames)
             jobs += _jobs(tables, camera, frames, size, workers)
         total = n * len(shapes)
-        with JobProgress(console or Console(highlight=False), f"decode {path.name[:20]}", total) as progress:
+        with JobProgress(console or Console(highlight=False), f"decode {tables.root.name}", total) as progress:
             _run(jobs, workers, lambda count: progress.add(count, count))
         for frames in maps:
             frames.flush()
@@ -165,7 +182,7 @@ def _build(
             "meta": {"root": str(tables.root), "info": tables.info, "episodes": tables.extra},
         }
         (temporary / "about.json").write_text(json.dumps(about, default=str), encoding="utf-8")
-        # Another process may have made the same cache meanwhile: then there is a folder in the way, and it will do.
+        # Another process may have made the same cache meanwhile: then a folder is in the way, and it will do.
         with contextlib.suppress(OSError):
             os.rename(temporary, path)
         if not (path / "about.json").exists():
@@ -174,9 +191,7 @@ def _build(
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _run(
-    jobs: list[Callable[[Callable[[int], None]], None]], workers: int, tell: Callable[[int], None]
-) -> None:
+def _run(jobs: list[Job], workers: int, tell: Callable[[int], None]) -> None:
     """Run the jobs in threads (decoding leaves the interpreter's lock); the first error ends all."""
     with ThreadPoolExecutor(max(1, min(workers, len(jobs)))) as pool:
         stopped: list[bool] = []
@@ -206,16 +221,11 @@ def _shape(tables: LeRobotFiles, camera: str, size: int | None) -> tuple[int, in
     return (shape[1], shape[2]) if channels_first else (shape[0], shape[1])
 
 
-def _jobs(
-    tables: LeRobotFiles, camera: str, frames: np.ndarray, size: int | None, workers: int
-) -> list[Callable[[Callable[[int], None]], None]]:
+def _jobs(tables: LeRobotFiles, camera: str, frames: np.ndarray, size: int | None, workers: int) -> list[Job]:
     """One job a file of this camera."""
     feature = tables.cameras[camera]
     if tables.info["features"][feature]["dtype"] == "image":
-        return [
-            lambda tell, path=path: _decode_images(tables, feature, path, frames, tell)
-            for path in tables.data_files
-        ]
+        return [partial(_decode_images, tables, feature, path, frames, size) for path in tables.data_files]
     key = f"videos/{feature}"
     episodes = tables.episodes
     by_file: dict[Path, list[int]] = {}
@@ -225,10 +235,7 @@ def _jobs(
         by_file.setdefault(path, []).append(episode)
     starts = np.array(episodes[f"{key}/from_timestamp"])
     threads = max(1, workers // len(by_file))
-    return [
-        lambda tell, path=path, own=own: _decode_video(tables, path, own, starts, frames, threads, tell)
-        for path, own in by_file.items()
-    ]
+    return [partial(_decode_video, tables, path, own, starts, frames, size, threads) for path, own in by_file.items()]
 
 
 def _decode_video(
@@ -237,6 +244,7 @@ def _decode_video(
     episodes: list[int],
     starts: np.ndarray,
     frames: np.ndarray,
+    size: int | None,
     threads: int,
     tell: Callable[[int], None],
 ) -> None:
@@ -249,8 +257,6 @@ def _decode_video(
     times = starts[tables.episode_index[rows]] + tables.timestamp[rows]
     order = np.argsort(times, kind="stable")
     rows, times = rows[order], times[order]
-    height, width = frames.shape[1:3]
-    size = height if height == width else None
     half = 0.5 / tables.fps
     done = told = 0
     decoded = read_frames(path, threads)
@@ -263,7 +269,7 @@ def _decode_video(
                 if image.shape != frames.shape[1:]:
                     raise ValueError(
                         f"frames of '{path}' are {image.shape[0]} x {image.shape[1]}, meta/info.json says "
-                        f"{height} x {width}: give an image_size to resize them"
+                        f"{frames.shape[1]} x {frames.shape[2]}: give an image_size to resize them"
                     )
                 while done < len(rows) and times[done] < time_s + half:
                     frames[rows[done]] = image
@@ -277,13 +283,19 @@ def _decode_video(
         episode = int(tables.episode_index[rows[done]])
         raise ValueError(
             f"the video '{path}' has no frame at {times[done]:.3f} s, for episode {episode}, frame "
-            f"{int(tables.frame_index[rows[done]])}: it is shorter than the tables say, or broken; fetch it again"
+            f"{int(tables.frame_index[rows[done]])}: it is shorter than the tables say, or "
+            "broken; fetch it again"
         )
     tell(done - told)
 
 
 def _decode_images(
-    tables: LeRobotFiles, feature: str, path: Path, frames: np.ndarray, tell: Callable[[int], None]
+    tables: LeRobotFiles,
+    feature: str,
+    path: Path,
+    frames: np.ndarray,
+    size: int | None,
+    tell: Callable[[int], None],
 ) -> None:
     """Fill the rows of a data file whose pictures are PNG or JPEG in a column."""
     import pyarrow.parquet as pq
@@ -296,18 +308,18 @@ def _decode_images(
             if episode >= len(tables.episode_from):
                 continue
             count += 1
-            row -= _first_index(tables)
             try:
                 source = io.BytesIO(content["bytes"]) if content["bytes"] else tables.root / content["path"]
                 image = Image.open(source).convert("RGB")
             except (OSError, TypeError) as error:
                 raise ValueError(f"cannot decode '{feature}' of frame {row} in '{path}': {error}") from error
             if image.size != (width, height):
-                image = image.resize((width, height), Image.Resampling.BOX if image.width > width else None)
+                if size is None:
+                    raise ValueError(
+                        f"'{feature}' of frame {row} is {image.height} x {image.width}, meta/info.json says "
+                        f"{height} x {width}: give an image_size to resize"
+                    )
+                resampling = Image.Resampling.BOX if image.width > width else Image.Resampling.BICUBIC
+                image = image.resize((width, height), resampling)
             frames[row] = np.asarray(image)
         tell(count)
-
-
-def _first_index(tables: LeRobotFiles) -> int:
-    """The global index of row 0: 0 in every dataset that LeRobot writes."""
-    return 0

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads the tables of anybody's LeRobotDataset v3, on disk or on the hub, and refuses what could not be trained on.
+"""Reads the tables of anybody's LeRobotDataset v3, on disk or on the hub, and refuses what could not be
+trained on.
 
-Names of cameras, dimensions and files come from the dataset's own metadata. Only rows that meta/info.json counts are
-read, so that a dataset which is being recorded can be opened. Pictures are decoded elsewhere (vla.data.cache).
+Names of cameras, dimensions and files come from the dataset's own metadata. Only rows that meta/info.json
+counts are read, so that a dataset which is being recorded can be opened. Pictures are decoded elsewhere
+(vla.data.cache).
 """
 
 import hashlib
@@ -15,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute
 import pyarrow.parquet as pq
 
 from vla.data.shard import check_finite
@@ -83,21 +86,24 @@ def find_dataset(root: str | Path) -> Path:
 def fingerprint(root: Path) -> str:
     """32 hexadecimal digits that change when the dataset does.
 
-    Of meta/info.json and tasks the content; of every parquet and video file name, size, time of change, and its first
-    and last 64 KiB: reading all of a large dataset would take longer than opening its cache.
+    Of the name and content of every metadata, parquet and video file; of those over 16 MiB only the first and
+    last 64 KiB, size and time of change, since to read all of a large dataset takes longer than to open its
+    cache. An identical dataset that was recorded again has the same fingerprint unless it has such files.
     """
     digest = hashlib.sha256((root / "meta/info.json").read_bytes())
     files = sorted(p for folder in ("meta", "data", "videos") for p in (root / folder).rglob("*.*"))
     for path in files:
         if path.suffix not in (".parquet", ".mp4") or path.name.startswith("."):
             continue
-        about = path.stat()
-        digest.update(f"{path.relative_to(root).as_posix()} {about.st_size} {about.st_mtime_ns}\n".encode())
+        size = path.stat().st_size
+        digest.update(f"{path.relative_to(root).as_posix()} {size}\n".encode())
         with path.open("rb") as file:
-            digest.update(file.read(65536))
-            if about.st_size > 65536:
-                file.seek(-65536, os.SEEK_END)
+            if size <= 16 * 2**20:
                 digest.update(file.read())
+                continue
+            digest.update(f"{path.stat().st_mtime_ns}\n".encode() + file.read(65536))
+            file.seek(-65536, os.SEEK_END)
+            digest.update(file.read())
     return digest.hexdigest()[:32]
 
 
@@ -122,6 +128,9 @@ def read_tables(root: Path) -> LeRobotFiles:
     n = len(table)
     if n != n_frames:
         raise ValueError(f"the dataset '{root}' should have {n_frames} frames, its data files hold {n}: fetch it again")
+
+    if not np.array_equal(table["index"].to_numpy(), np.arange(n)):
+        raise ValueError(f"expected the column 'index' of the dataset '{root}' to count 0, 1, ..., {n - 1}")
 
     def integers(name: str) -> np.ndarray:
         return table[name].to_numpy().astype(np.int64)

@@ -1,10 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How far a long job is: a live bar on a terminal, a plain line for every tenth of the work elsewhere."""
+"""How far a long job is: a live bar on a terminal; elsewhere a plain line for every tenth of the work.
+
+A job that is over within two seconds says nothing there.
+"""
 
 import time
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+_SHORT_S = 2.0
 
 
 class JobProgress:
@@ -16,9 +21,7 @@ class JobProgress:
         self.bar: Progress | None = None
         if console.is_terminal:
             columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-            self.bar = Progress(
-                *columns, TextColumn("{task.fields[rate]}"), TimeRemainingColumn(), console=console
-            )
+            self.bar = Progress(*columns, TextColumn("{task.fields[rate]}"), TimeRemainingColumn(), console=console)
             self.task = self.bar.add_task(name, total=total, completed=done, rate="")
 
     def rate(self) -> str:
@@ -32,9 +35,10 @@ class JobProgress:
         self.frames += frames
         if self.bar is not None:
             self.bar.update(self.task, completed=self.done, rate=self.rate())
-        elif done and (self.done >= self.next_line or self.done == self.total):
+            return
+        seconds = time.monotonic() - self.started
+        if done and seconds > _SHORT_S and (self.done >= self.next_line or self.done == self.total):
             self.next_line = self.done + max(1, self.total // 10)
-            seconds = time.monotonic() - self.started
             self.console.print(
                 f"{self.name}: {self.done}/{self.total}, {self.rate()}, {seconds:.0f} s", highlight=False
             )

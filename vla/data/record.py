@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """`vla record`: expert demonstrations in simulation, on all cores, as a LeRobot dataset.
 
-Episode i has a task, a seed and a noise level that are functions of i alone, and a shard of a few hundred episodes is
-the work of one process; this process only puts finished shards into the dataset, in order. So the result does not
-depend on the number of workers, and a recording that was killed goes on with --resume to the very same files.
+Episode i has a task, a seed and a noise level that are functions of i alone, and a shard of a few hundred
+episodes is the work of one process; this process only puts finished shards into the dataset, in order. So the
+result does not depend on the number of workers, and a recording that was killed goes on with --resume to the
+very same files.
 
-The hand does what the expert says plus noise, and what is kept as the label is what the expert said (DART, Laskey et
-al. 2017): demonstrations then also visit the places where a policy with small errors will find itself, and say how
-to get back from there.
+The hand does what the expert says plus noise, and what is kept as the label is what the expert said (DART,
+Laskey et al. 2017): demonstrations then also visit the places where a policy with small errors will find
+itself, and say how to get back from there.
 """
 
 import dataclasses
@@ -47,7 +48,8 @@ class RecordConfig:
     cameras: tuple[str, ...] = ("front",)
     """Cameras to record."""
     noise: tuple[float, ...] = (0.0, 0.1, 0.2)
-    """Standard deviations of the noise on the executed action, in turn over episodes; the gripper is spared."""
+    """Standard deviations of the noise on the executed action, in turn over episodes; the gripper is spared.
+    """
     label: Literal["clean", "executed"] = "clean"
     """Which action is recorded: what the expert said, or what was done."""
     seed: int = 1_000_000
@@ -55,7 +57,8 @@ class RecordConfig:
     shard_episodes: int = 250
     """Episodes that one process records at a time, and at most as many per worker are lost by a kill."""
     pix_fmt: Literal["yuv420p", "yuv444p"] = "yuv420p"
-    """yuv420p plays everywhere, but 2 x 2 pixels share a colour; yuv444p keeps small coloured things sharp."""
+    """yuv420p plays everywhere, but 2 x 2 pixels share a colour; yuv444p keeps small coloured things sharp.
+    """
     workers: int = 0
     """Processes; 0: one per core."""
     keep_failures: bool = False
@@ -87,13 +90,14 @@ def record(
 ) -> dict[str, Any]:
     """Record what `config` says. Returns what was recorded, and how fast.
 
-    `registry`: the module, by name, whose `make_env`, `suites` and `ENVS` are used; workers import it. `console`: for
-    the progress bar, default standard output. Keys of the result: out, episodes, frames, attempted, success_rate,
-    tasks {task: {attempted, succeeded, recorded}}, seconds, frames_per_s, workers, bytes_per_frame.
+    `registry`: the module, by name, whose `make_env`, `suites` and `ENVS` are used; workers import it.
+    `console`: for the progress bar, default standard output. Keys of the result: out, episodes, frames,
+    attempted, success_rate, tasks {task: {attempted, succeeded, recorded}}, seconds, frames_per_s, workers,
+    bytes_per_frame.
 
-    ValueError for settings that cannot be, an existing `out` without resume or overwrite, a full disk, numbers that
-    are not finite. KeyboardInterrupt passes through after the workers have ended; the shards finished until then are
-    a valid dataset.
+    ValueError for settings that cannot be, an existing `out` without resume or overwrite, a full disk,
+    numbers that are not finite. KeyboardInterrupt passes through after the workers have ended; the shards
+    finished until then are a valid dataset.
     """
     tasks = _check(config, importlib.import_module(registry))
     _prepare(config)
@@ -111,7 +115,7 @@ def record(
     about = {k: list(v) if isinstance(v, tuple) else v for k, v in settings.items()} | {"tasks": list(tasks)}
     writer = DatasetWriter(config.out, about, resume=config.resume)
     shards = math.ceil(config.episodes / config.shard_episodes)
-    workers = min(config.workers or len(os.sched_getaffinity(0)), max(shards - writer.shards, 1))
+    workers = min(config.workers or _cores(), max(shards - writer.shards, 1))
     partial = config.out / PARTIAL
     shutil.rmtree(partial, ignore_errors=True)
     plans = {
@@ -137,8 +141,8 @@ def record(
             if error.errno != errno.ENOSPC:
                 raise
             raise ValueError(
-                f"the disk of '{config.out}' is full; its {writer.episodes} finished episodes are a valid dataset: "
-                "make room and go on with --resume"
+                f"the disk of '{config.out}' is full; its {writer.episodes} finished episodes are a valid "
+                "dataset: make room and go on with --resume"
             ) from error
         finally:
             shutil.rmtree(partial, ignore_errors=True)
@@ -148,6 +152,13 @@ def record(
             f"the expert failed in all {config.episodes} episodes, so there is nothing to learn from: "
             "try less --noise, or --keep-failures to look at them"
         )
+    failed = {t: n["attempted"] - n["succeeded"] for t, n in writer.counts.items() if n["attempted"] > n["succeeded"]}
+    console.print(
+        f"recorded {writer.episodes} episodes, {writer.frames} frames in '{config.out}'"
+        + (f"; the expert failed in {', '.join(f'{n} of {t}' for t, n in failed.items())}" if failed else "")
+        + ("" if plans else " (it was complete already)"),
+        highlight=False,
+    )
     attempted = sum(numbers["attempted"] for numbers in writer.counts.values())
     size = sum(path.stat().st_size for path in config.out.rglob("*") if path.is_file())
     return {
@@ -163,6 +174,11 @@ def record(
         "workers": workers,
         "bytes_per_frame": size / writer.frames,
     }
+
+
+def _cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 _NOT_CONTENT = ("out", "workers", "resume", "overwrite")
@@ -191,8 +207,8 @@ def _check(config: RecordConfig, registry: Any) -> tuple[str, ...]:
         raise ValueError(f"expected one or more noise levels >= 0, got {config.noise}")
     if config.seed < EVALUATION_SEEDS:
         raise ValueError(
-            f"expected a seed >= {EVALUATION_SEEDS}, got {config.seed}: those below belong to evaluation, and a policy "
-            "must not be tried on scenes that it was trained on"
+            f"expected a seed >= {EVALUATION_SEEDS}, got {config.seed}: those below belong to evaluation, "
+            "and a policy must not be tried on scenes that it was trained on"
         )
     if config.resume and config.overwrite:
         raise ValueError("--resume goes on with what is there and --overwrite deletes it: give one of them")
@@ -213,8 +229,8 @@ def _prepare(config: RecordConfig) -> None:
             shutil.rmtree(out)
         elif not config.resume:
             raise ValueError(
-                f"the folder '{out}' exists: --resume goes on with a recording in it, --overwrite deletes it, or give "
-                "another --out"
+                f"the folder '{out}' exists: --resume goes on with a recording in it, --overwrite deletes it, "
+                "or give another --out"
             )
         elif not ours and (out / "meta/info.json").exists():
             raise ValueError(f"the dataset in '{out}' was not recorded by vla record, so it cannot be resumed")

@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The processes that simulate and encode: each is given the plans of a shard and gives the finished shard back.
+"""The processes that simulate and encode: each is given the plans of a shard and gives the finished shard
+back.
 
-Processes are spawned, never forked: an OpenGL context does not survive a fork. Each holds one end of a pipe, so that
-it notices when the recorder dies, and the recorder when it dies. Workers import this module and must start fast.
+Processes are spawned, never forked: an OpenGL context does not survive a fork. Each holds one end of a pipe,
+so that it notices when the recorder dies, and the recorder when it dies. Workers import this module and must
+start fast.
 """
 
 import contextlib
 import importlib
 import multiprocessing
-import os
 import shutil
 import signal
 from collections.abc import Callable, Iterator
@@ -51,11 +52,11 @@ class Trajectory:
 def simulate(env: Any, plan: EpisodePlan, label: str) -> Trajectory:
     """Let the expert of `env` play `plan`. The last frame is the last one that an action was chosen for.
 
-    An episode goes on for as long as success must be held, so those frames are demonstrations of staying there.
-    ValueError naming episode, task and seed if the expert returns a number that is not finite.
+    An episode goes on for as long as success must be held, so those frames are demonstrations of staying
+    there. ValueError naming episode, task and seed if the expert returns a number that is not finite.
     """
     noise = np.random.Generator(np.random.Philox(key=plan.seed))
-    # The gripper is spared: noise of its command opens the hand and drops what it holds, which teaches nothing.
+    # The gripper is spared: noise of its command would only drop what the hand holds.
     sigma = np.array([0.0 if name == "gripper" else plan.noise for name in env.action_names], np.float32)
     observation, info = env.reset(seed=plan.seed, options={"task": plan.task})
     images: dict[str, list[np.ndarray]] = {camera: [] for camera in env.cameras}
@@ -128,7 +129,12 @@ def record_shard(
                 "success": trajectory.success,
             }
             writer.add_episode(
-                trajectory.images, trajectory.state, trajectory.action, trajectory.instruction, extra, describe(plan)
+                trajectory.images,
+                trajectory.state,
+                trajectory.action,
+                trajectory.instruction,
+                extra,
+                describe(plan),
             )
         tell(len(trajectory.action) if keep else 0)
     return writer.finish(counts)
@@ -200,7 +206,8 @@ class Farm:
             connection.close()
 
     def run(self, plans: dict[int, list[EpisodePlan]], tell: Callable[[int, int], None]) -> Iterator[Shard]:
-        """Record every shard. Yields them in the order of `plans`. `tell`: called with (episodes, frames) as they come.
+        """Record every shard. Yields them in the order of `plans`. `tell`: called with (episodes, frames) as
+        they come.
 
         Raises what a worker raised; RuntimeError if one died.
         """
@@ -211,16 +218,16 @@ class Farm:
             if waiting:
                 connection.send((waiting[-1], plans[waiting.pop()]))
         while wanted:
-            for connection in wait(self._connections):
-                assert isinstance(connection, Connection)
+            ready: list[Any] = wait(self._connections)
+            for connection in ready:
                 try:
                     kind, content = connection.recv()
                 except (EOFError, ConnectionResetError):
                     process = self._processes[self._connections.index(connection)]
                     process.join(timeout=5)
                     raise RuntimeError(
-                        f"a recording process died (exit code {process.exitcode}; -9 often means that memory ran "
-                        "out: try fewer --workers); finished shards are kept, go on with --resume"
+                        f"a recording process died (exit code {process.exitcode}; -9 often means that memory "
+                        "ran out: try fewer --workers); finished shards are kept, go on with --resume"
                     ) from None
                 if kind == "error":
                     raise content

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A shard: a few hundred whole episodes that one process recorded, not yet part of a dataset.
 
-Its videos are finished files in a folder of their own; everything else is small and travels as arrays. Nothing in it
-says where in the dataset it will be, so shards can be recorded in any order and by any process.
+Its videos are finished files in a folder of their own; everything else is small and travels as arrays.
+Nothing in it says where in the dataset it will be, so shards can be recorded in any order and by any process.
 """
 
 from dataclasses import dataclass, field
@@ -69,21 +69,24 @@ class Shard:
 
 
 def check_finite(values_TD: np.ndarray, feature: str, names: tuple[str, ...], episode: str) -> None:
-    """ValueError with feature, dimension, episode and frame if a number is NaN or infinite. `values_TD`: (T, D)."""
+    """ValueError with feature, dimension, episode and frame if a number is NaN or infinite. `values_TD`: (T,
+    D)."""
+    if np.isfinite(values_TD).all():
+        return
     bad = np.argwhere(~np.isfinite(values_TD))
-    if len(bad):
-        frame, dim = bad[0]
-        name = names[dim] if dim < len(names) else dim
-        raise ValueError(
-            f"feature '{feature}' has {values_TD[frame, dim]} in dimension '{name}', {episode}, frame {frame} "
-            f"({len(bad)} such values there): repair or leave out that episode"
-        )
+    frame, dim = bad[0]
+    name = names[dim] if dim < len(names) else dim
+    raise ValueError(
+        f"feature '{feature}' has {values_TD[frame, dim]} in dimension '{name}', {episode}, frame {frame} "
+        f"({len(bad)} such values there): repair or leave out that episode"
+    )
 
 
 class ShardWriter:
     """Takes episodes, encodes their pictures at once, keeps the rest.
 
-    `folder`: made here; the videos lie in it until the dataset takes them. `index`: of the shard in the dataset.
+    `folder`: made here; the videos lie in it until the dataset takes them. `index`: of the shard in the
+    dataset.
     """
 
     def __init__(self, folder: Path, index: int, spec: DatasetSpec):
@@ -108,8 +111,8 @@ class ShardWriter:
     ) -> None:
         """Append one episode of T >= 1 frames.
 
-        `images`: {camera: uint8 (T, H, W, 3)}. `state_TS`, `action_TA`: float32. `name`: how error messages call it.
-        ValueError for shapes that differ from the spec, numbers that are not finite, no instruction.
+        `images`: {camera: uint8 (T, H, W, 3)}. `state_TS`, `action_TA`: float32. `name`: how error messages
+        call it. ValueError for shapes that differ from the spec, numbers that are not finite, no instruction.
         """
         length, spec = len(action_TA), self.spec
         self._check(images, state_TS, action_TA, instruction, name)
@@ -133,12 +136,17 @@ class ShardWriter:
         self._frames += length
 
     def _check(
-        self, images: dict[str, np.ndarray], state: np.ndarray, action: np.ndarray, instruction: str, name: str
+        self,
+        images: dict[str, np.ndarray],
+        state: np.ndarray,
+        action: np.ndarray,
+        instruction: str,
+        name: str,
     ) -> None:
         spec, length = self.spec, len(action)
         if not instruction.strip():
             raise ValueError(f"{name} has no instruction: the environment must say the task in words")
-        expected = {
+        expected: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
             "observation.state": (state.shape, (length, len(spec.state_names))),
             "action": (action.shape, (length, len(spec.action_names))),
         }

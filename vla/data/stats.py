@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Statistics of features, in the shape of LeRobot's stats.json, over frames and not over episodes.
 
-LeRobot 0.6.1 stores the mean of per-episode quantiles, which cut off up to 41 % of an action's range when it was
-measured. A quantile here is one of all the frames that it claims to describe.
+LeRobot 0.6.1 stores the mean of per-episode quantiles, which cut off up to 41 % of an action's range when it
+was measured. A quantile here is one of all the frames that it claims to describe.
 """
 
 import numpy as np
@@ -14,7 +14,8 @@ Stats = dict[str, np.ndarray]
 
 
 def vector_stats(values_ND: np.ndarray) -> Stats:
-    """Statistics of a vector feature. `values_ND`: (N, D), N >= 1. Every entry float64 (D,), but count int64 (1,)."""
+    """Statistics of a vector feature. `values_ND`: (N, D), N >= 1. Every entry float64 (D,), but count int64
+    (1,)."""
     values = values_ND.astype(np.float64)
     stats = {"min": values.min(0), "max": values.max(0), "mean": values.mean(0), "std": values.std(0)}
     stats["count"] = np.array([len(values)])
@@ -23,14 +24,15 @@ def vector_stats(values_ND: np.ndarray) -> Stats:
 
 
 def image_histogram(images_NHWC: np.ndarray) -> np.ndarray:
-    """How often each value occurs in each channel. `images_NHWC`: uint8 (N, H, W, C). Returns int64 (C, 256)."""
+    """Count each value in each channel. `images_NHWC`: uint8 (N, H, W, C). Returns int64 (C, 256)."""
     channels = images_NHWC.shape[-1]
     flat = images_NHWC.reshape(-1, channels)
     return np.stack([np.bincount(flat[:, c], minlength=256) for c in range(channels)])
 
 
 def image_stats(histogram_CV: np.ndarray, count: int) -> Stats:
-    """Statistics of images from their histogram, exact. `count`: of images. Entries float64 (C, 1, 1) in [0, 1]."""
+    """Statistics of images from their histogram, exact. `count`: of images. Entries float64 (C, 1, 1) in [0,
+    1]."""
     values = np.arange(256) / 255.0
     total = histogram_CV.sum(1)
     cumulative = histogram_CV.cumsum(1)

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Camera streams as mp4 files, through PyAV: many episodes one after the other in one file, each at known times.
+"""Camera streams as mp4 files, through PyAV: many episodes one after the other in one file, each at known
+times.
 
-One file for hundreds of episodes costs a hundredth of the open, flush and seek work of a file each. Encoding is
-bit-exact: the same frames give the same file, so that an interrupted recording can end up identical to one that
-was not.
+One file for hundreds of episodes costs a hundredth of the open, flush and seek work of a file each. Encoding
+is bit-exact: the same frames give the same file, so that an interrupted recording can end up identical to one
+that was not.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from fractions import Fraction
 from pathlib import Path
 
@@ -15,24 +16,20 @@ import av
 import numpy as np
 
 MAX_SECONDS = 900.0
-"""A file starts no episode later than this. LeRobot compares times in float32 with a tolerance of 1e-4 s, and float32
-stops resolving that at 1024 s."""
+"""A file starts no episode later than this. LeRobot compares times in float32 with a tolerance of 1e-4 s, and
+float32 stops resolving that at 1024 s."""
 
 
 class VideoWriter:
     """Encodes frames of one camera as h264.
 
-    `path`: the mp4. `height`, `width`: even, pixels. `pix_fmt`: "yuv420p" plays everywhere but keeps one colour for
-    2 x 2 pixels; "yuv444p" keeps every pixel's. `crf`: 0 (lossless) to 51.
+    `path`: the mp4. `height`, `width`: even, pixels. `pix_fmt`: "yuv420p" plays everywhere but keeps one
+    colour for 2 x 2 pixels; "yuv444p" keeps every pixel's. `crf`: 0 (lossless) to 51.
     """
 
-    def __init__(
-        self, path: Path, height: int, width: int, fps: int, pix_fmt: str = "yuv420p", crf: int = 18
-    ) -> None:
+    def __init__(self, path: Path, height: int, width: int, fps: int, pix_fmt: str = "yuv420p", crf: int = 18) -> None:
         if height % 2 or width % 2:
-            raise ValueError(
-                f"expected an even image height and width (h264 needs it), got {height} x {width}"
-            )
+            raise ValueError(f"expected an even image height and width (h264 needs it), got {height} x {width}")
         self.path, self.fps, self.frames = path, fps, 0
         self._shape, self._pix_fmt = (height, width, 3), pix_fmt
         # faststart: the index goes to the front, so that a browser can play it while loading.
@@ -72,13 +69,11 @@ class VideoWriter:
             os.close(descriptor)
 
 
-def read_frames(
-    path: Path, threads: int = 1
-) -> Iterator[tuple[float, "av.VideoFrame"]]:
+def read_frames(path: Path, threads: int = 1) -> Generator[tuple[float, "av.VideoFrame"]]:
     """Decode a video from its beginning. Yields (time in s, frame), in the order of time.
 
-    `threads`: of the decoder; 1 is the most efficient where several files are read at once. ValueError for a file
-    that cannot be decoded.
+    `threads`: of the decoder; 1 is the most efficient where several files are read at once. ValueError for a
+    file that cannot be decoded.
     """
     try:
         with av.open(str(path)) as container:
@@ -95,10 +90,9 @@ def read_frames(
 
 
 def to_rgb(frame: "av.VideoFrame", size: int | None = None) -> np.ndarray:
-    """The frame as uint8 (H, W, 3), or resized to (size, size, 3): means of pixels to shrink, bicubic to enlarge."""
+    """The frame as uint8 (H, W, 3), or resized to (size, size, 3): means of pixels to shrink, bicubic to
+    enlarge."""
     if size is None or (frame.width == size and frame.height == size):
         return frame.to_ndarray(format="rgb24")
     shrink = frame.width >= size and frame.height >= size
-    return frame.to_ndarray(
-        format="rgb24", width=size, height=size, interpolation="AREA" if shrink else "BICUBIC"
-    )
+    return frame.to_ndarray(format="rgb24", width=size, height=size, interpolation="AREA" if shrink else "BICUBIC")

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Writes a LeRobotDataset v3.0 that is valid after every shard: a kill loses the shards in hand and no more.
 
-LeRobot's own writer manages 200 to 500 frames/s and leaves a dataset that cannot be opened if it is killed. Here each
-shard adds one data file, one episodes file and its videos, which nothing refers to before the shard is committed;
-then tasks, statistics, our own record and last meta/info.json are replaced. Every file appears by a rename in its own
-folder after an fsync. Only pyarrow and pandas are needed: importing lerobot takes 8 s.
+LeRobot's own writer manages 200 to 500 frames/s and leaves a dataset that cannot be opened if it is killed.
+Here each shard adds one data file, one episodes file and its videos, which nothing refers to before the shard
+is committed; then tasks, statistics, our own record and last meta/info.json are replaced. Every file appears
+by a rename in its own folder after an fsync. Only pyarrow and pandas are needed: importing lerobot takes 8 s.
 """
 
 import json
@@ -27,13 +27,15 @@ DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
 EPISODES_PATH = "meta/episodes/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 RECORD_PATH = "meta/recording.json"
-"""How the dataset was recorded, and how many shards are in it: what resuming needs. LeRobot does not look at it."""
+"""How the dataset was recorded, and how many shards are in it: what resuming needs. LeRobot does not look at
+it."""
 PARTIAL = ".partial"
 """Folder in the dataset, on the same file system, where videos are written before a shard is committed."""
 
 
 def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file next to `path`, fsync it and rename it: `path` is old or new, never half."""
+    """Let `write` fill a temporary file next to `path`, fsync it and rename it: `path` is old or new, never
+    half."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
     try:
@@ -65,8 +67,9 @@ def _place(number: int) -> dict[str, int]:
 class DatasetWriter:
     """Adds shards to a dataset, in the order of their index.
 
-    `root`: the dataset's folder. `about`: JSON-able, kept in meta/recording.json under "config". `resume`: go on with
-    what is there. Attributes to read: shards, episodes, frames, counts (task -> numbers), tasks (instructions).
+    `root`: the dataset's folder. `about`: JSON-able, kept in meta/recording.json under "config". `resume`: go
+    on with what is there. Attributes to read: shards, episodes, frames, counts (task -> numbers), tasks
+    (instructions).
     """
 
     def __init__(self, root: Path, about: dict[str, Any], resume: bool = False):
@@ -84,7 +87,8 @@ class DatasetWriter:
     # ---- committing ----------------------------------------------------------------------------------------
 
     def commit(self, shard: Shard) -> None:
-        """Make `shard` part of the dataset. Its video files are moved. ValueError if it does not fit the others."""
+        """Make `shard` part of the dataset. Its video files are moved. ValueError if it does not fit the
+        others."""
         assert shard.index == self.shards, (shard.index, self.shards)
         if self._spec is not None and shard.spec != self._spec:
             raise ValueError(f"shard {shard.index} differs from those before it: {shard.spec} != {self._spec}")
@@ -101,7 +105,7 @@ class DatasetWriter:
         table = pd.DataFrame({"task_index": range(len(self.tasks))}, index=pd.Index(self.tasks, name="task"))
         write_atomic(self.root / "meta/tasks.parquet", lambda p: table.to_parquet(p))
         write_json_atomic(self.root / "meta/stats.json", self._stats())
-        record = {
+        record: dict[str, Any] = {
             "config": self.about,
             "shards": self.shards,
             "episodes": self.episodes,
@@ -232,7 +236,8 @@ class DatasetWriter:
     # ---- resuming ------------------------------------------------------------------------------------------
 
     def _load(self) -> None:
-        """Take up the state after the last committed shard; finish the commit if a kill came just before its end."""
+        """Take up the state after the last committed shard; finish the commit if a kill came just before its
+        end."""
         record = json.loads((self.root / RECORD_PATH).read_text(encoding="utf-8"))
         if record["config"] != self.about:
             changed = sorted(k for k in self.about if record["config"].get(k) != self.about[k])
@@ -256,8 +261,8 @@ class DatasetWriter:
         found = sum(map(len, self._action))
         if found != self.frames:
             raise ValueError(
-                f"cannot resume in '{self.root}': its files hold {found} frames, {RECORD_PATH} says {self.frames}; "
-                "files were removed or changed, record anew with --overwrite"
+                f"cannot resume in '{self.root}': its files hold {found} frames, {RECORD_PATH} says "
+                f"{self.frames}; files were removed or changed, record anew with --overwrite"
             )
         info = self.root / "meta/info.json"
         if not info.exists() or json.loads(info.read_text(encoding="utf-8")) != record["info"]:

@@ -54,7 +54,12 @@ class Corrupted:
 
 
 def corrupt(
-    digits_BHAD: Tensor, pad_BH: Tensor, key_B: Tensor, layout: ActionLayout, programs: Programs, noise_indices: int
+    digits_BHAD: Tensor,
+    pad_BH: Tensor,
+    key_B: Tensor,
+    layout: ActionLayout,
+    programs: Programs,
+    noise_indices: int,
 ) -> Corrupted:
     """Corrupt clean action digits, int64 (B, H, A, D). `pad_BH`: bool, steps past the episode's end."""
     batch, horizon, dims, depth = digits_BHAD.shape
@@ -66,9 +71,13 @@ def corrupt(
     by_dim = randomness.uniform(key_B, "rank of dimensions", 1, dims).expand_as(rank_BHA)
     tail = (1 - torch.arange(1, horizon + 1, device=device) / (horizon + 1)).view(1, horizon, 1).expand_as(rank_BHA)
     shape_B = torch.where(
-        randomness.uniform(key_B, "structured") < programs.structured, 1 + randomness.integers(key_B, "shape", 3), 0
+        randomness.uniform(key_B, "structured") < programs.structured,
+        1 + randomness.integers(key_B, "shape", 3),
+        0,
     )
-    rank_BHA = torch.stack([rank_BHA, by_step, by_dim, tail.to(rank_BHA.dtype)])[shape_B, torch.arange(batch, device=device)]
+    rank_BHA = torch.stack([rank_BHA, by_step, by_dim, tail.to(rank_BHA.dtype)])[
+        shape_B, torch.arange(batch, device=device)
+    ]
 
     # === 2. Bell-shaped ratio: the mean of two uniforms, the first one spread evenly over the batch ===
     spread_B = (randomness.uniform(key_B[:1], "spread") + torch.arange(batch, device=device) / batch) % 1
@@ -80,7 +89,9 @@ def corrupt(
     coarse_BK = (randomness.uniform(key_B, "keep coarse", COPIES) < programs.keep_coarse).long()
     hides_BKHA = torch.stack([first_BHA, ~first_BHA], dim=1)
     pair_BKHA = torch.where(hides_BKHA, coarse_BK[:, :, None, None].clamp(max=depth - 1), depth)
-    full_BKHA = torch.stack([torch.zeros_like(first_BHA), torch.ones_like(first_BHA)], dim=1).long().clamp(max=depth - 1)
+    full_BKHA = (
+        torch.stack([torch.zeros_like(first_BHA), torch.ones_like(first_BHA)], dim=1).long().clamp(max=depth - 1)
+    )
     is_full_B = randomness.uniform(key_B, "full") < programs.full
     known_BKHA = torch.where(is_full_B[:, None, None, None], full_BKHA, pair_BKHA)
 

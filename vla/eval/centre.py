@@ -49,9 +49,7 @@ class Policy(Protocol):
 class Centre:
     """The loop in the middle: who waits, who thinks, who is next."""
 
-    def __init__(
-        self, policy: Policy | None, pool: Pool, rows: int, seed: int, film: dict[tuple[str, bool], int]
-    ):
+    def __init__(self, policy: Policy | None, pool: Pool, rows: int, seed: int, film: dict[tuple[str, bool], int]):
         """`rows`: most observations in one call. `film`: (task, success) -> how many videos to make of it."""
         self.policy, self.pool, self.most_rows, self.seed, self.film_wanted = policy, pool, rows, seed, film
         self.latencies_ms: list[float] = []

@@ -63,9 +63,7 @@ def episode_list(tasks: Iterable[str], episodes: int, first_seed: int) -> list[E
     if not names:
         raise ValueError("expected at least one task, got none")
     if episodes < len(names):
-        raise ValueError(
-            f"expected at least one episode a task ({len(names)} tasks), got --episodes {episodes}"
-        )
+        raise ValueError(f"expected at least one episode a task ({len(names)} tasks), got --episodes {episodes}")
     last = first_seed + -(-episodes // len(names)) - 1
     if first_seed < 0 or last >= EVALUATION_SEEDS:
         raise ValueError(
@@ -115,9 +113,7 @@ def read_results(path: Path) -> list[EpisodeResult]:
         except (json.JSONDecodeError, TypeError) as error:
             if number == len(lines):  # no newline after it: the write was cut
                 break
-            raise ValueError(
-                f"expected an episode's result in line {number} of {path}, got {line[:80]!r}"
-            ) from error
+            raise ValueError(f"expected an episode's result in line {number} of {path}, got {line[:80]!r}") from error
     return results
 
 

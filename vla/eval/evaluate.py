@@ -91,16 +91,12 @@ def _tasks(config: EvalConfig, registry: Any) -> tuple[str, ...]:
     suites = registry.suites(config.env)
     if not config.tasks:
         if config.suite not in suites:
-            raise ValueError(
-                f"expected a suite of {config.env} out of {', '.join(suites)}, got {config.suite!r}"
-            )
+            raise ValueError(f"expected a suite of {config.env} out of {', '.join(suites)}, got {config.suite!r}")
         return tuple(suites[config.suite])
     known = dict.fromkeys(task for tasks in suites.values() for task in tasks)
     unknown = [task for task in config.tasks if task not in known]
     if unknown:
-        raise ValueError(
-            f"expected tasks of {config.env} out of {', '.join(known)}, got {', '.join(unknown)}"
-        )
+        raise ValueError(f"expected tasks of {config.env} out of {', '.join(known)}, got {', '.join(unknown)}")
     return config.tasks
 
 
@@ -111,13 +107,9 @@ def _check(config: EvalConfig) -> None:
             f"got {config.slots}, {config.rows}, {config.workers}, {config.videos}"
         )
     if config.overwrite and config.resume:
-        raise ValueError(
-            "expected --overwrite or --resume, got both; the one deletes what the other goes on with"
-        )
+        raise ValueError("expected --overwrite or --resume, got both; the one deletes what the other goes on with")
     if config.instruction == "swapped" and config.policy in BASELINES:
-        raise ValueError(
-            f"expected a checkpoint with --instruction swapped, got {config.policy!r}, which reads none"
-        )
+        raise ValueError(f"expected a checkpoint with --instruction swapped, got {config.policy!r}, which reads none")
 
 
 def _load(config: EvalConfig) -> "Policy":
@@ -174,9 +166,7 @@ def _prepare_folder(config: EvalConfig, todo: list[Episode], identity: dict[str,
                 "choose another --out, or give --overwrite, or --resume to go on with it"
             )
     config.out.mkdir(parents=True, exist_ok=True)
-    settings = {
-        key: str(value) if isinstance(value, Path) else value for key, value in asdict(config).items()
-    }
+    settings = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(config).items()}
     write_atomically(about, json.dumps({"identity": identity, "config": settings}, indent=1))
     return done
 
@@ -197,13 +187,10 @@ def _check_fits(policy: "Policy", description: "EnvDescription") -> None:
     missing = [camera for camera in policy.cameras if camera not in description.cameras]
     if missing:
         raise ValueError(
-            f"expected a policy with cameras out of {', '.join(description.cameras)}, "
-            f"got {', '.join(missing)} too"
+            f"expected a policy with cameras out of {', '.join(description.cameras)}, got {', '.join(missing)} too"
         )
     if not 1 <= policy.n_action_steps <= policy.horizon:
-        raise ValueError(
-            f"expected n_action_steps in 1 .. horizon = {policy.horizon}, got {policy.n_action_steps}"
-        )
+        raise ValueError(f"expected n_action_steps in 1 .. horizon = {policy.horizon}, got {policy.n_action_steps}")
 
 
 def _videos_wanted(config: EvalConfig, tasks: Iterable[str]) -> dict[tuple[str, bool], int]:
@@ -280,9 +267,7 @@ def evaluate(
     workers = min(config.workers or _cores(), config.slots, max(1, len(todo)))
     slots = min(config.slots, max(1, len(todo)))
     if baseline:
-        slots = min(
-            slots, workers
-        )  # a baseline's episode is one message: more slots would only be more memory
+        slots = min(slots, workers)  # a baseline's episode is one message: more slots would only be more memory
     lines = config.out / "episodes.jsonl"
     with Pool(settings, workers, slots) as pool:
         description = pool.describe(tasks[0])
@@ -291,9 +276,7 @@ def evaluate(
         centre = Centre(policy, pool, config.rows, config.seed, _videos_wanted(config, tasks))
         started = time.perf_counter()
         try:
-            bar = EvalProgress(
-                console, _name(config), len(episodes), len(done), sum(result.success for result in done)
-            )
+            bar = EvalProgress(console, _name(config), len(episodes), len(done), sum(result.success for result in done))
             with bar, lines.open("a", encoding="utf-8") as file:
                 for result in centre.run(todo):
                     done.append(result)
@@ -302,8 +285,7 @@ def evaluate(
                     bar.add(result.success)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(
-                f"{len(done)} of {len(episodes)} episodes are saved in {config.out}; "
-                "--resume goes on from there"
+                f"{len(done)} of {len(episodes)} episodes are saved in {config.out}; --resume goes on from there"
             ) from None
         finally:
             done = write_results(lines, done)

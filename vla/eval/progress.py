@@ -21,9 +21,7 @@ class EvalProgress:
         self.bar: Progress | None = None
         if console.is_terminal:
             columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-            self.bar = Progress(
-                *columns, TextColumn("{task.fields[rate]}"), TimeRemainingColumn(), console=console
-            )
+            self.bar = Progress(*columns, TextColumn("{task.fields[rate]}"), TimeRemainingColumn(), console=console)
             self.task = self.bar.add_task(name, total=total, completed=done, rate=self.rate())
 
     def rate(self) -> str:

@@ -45,9 +45,7 @@ def _json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
-        raise ValueError(
-            f"expected JSON in {path}, got something else ({error}); delete it to go without"
-        ) from error
+        raise ValueError(f"expected JSON in {path}, got something else ({error}); delete it to go without") from error
 
 
 def _json_lines(path: Path) -> list[dict[str, Any]]:
@@ -65,12 +63,8 @@ def _json_lines(path: Path) -> list[dict[str, Any]]:
 def find(folder: Path) -> Run:
     """Read a run folder. Raises ValueError if it is missing or holds nothing that a report could show."""
     if not folder.is_dir():
-        raise ValueError(
-            f"expected a run folder, got {folder}, which is not a folder; make one with `vla demo`"
-        )
-    folders = {
-        kind: folder / "eval" / kind for kind in KINDS if (folder / "eval" / kind / "summary.json").is_file()
-    }
+        raise ValueError(f"expected a run folder, got {folder}, which is not a folder; make one with `vla demo`")
+    folders = {kind: folder / "eval" / kind for kind in KINDS if (folder / "eval" / kind / "summary.json").is_file()}
     if not folders and (folder / "summary.json").is_file():
         name = str((_json(folder / "summary.json") or {}).get("name"))
         folders = {name if name in KINDS else "policy": folder}

@@ -138,9 +138,7 @@ def _digits(digits: Sequence[int], known: Sequence[int]) -> str:
         return ""
     signs = [f"{d:x}" if 0 <= d < 16 else str(d) for d in digits]
     gap = "" if all(len(sign) == 1 for sign in signs) else " "
-    return gap.join(
-        sign if k and d >= 0 else "\u00b7" for sign, k, d in zip(signs, known, digits, strict=True)
-    )
+    return gap.join(sign if k and d >= 0 else "\u00b7" for sign, k, d in zip(signs, known, digits, strict=True))
 
 
 def lattice_panel(step: dict, names: Sequence[str], before: dict | None) -> str:

@@ -136,11 +136,7 @@ def tasks(run: Run) -> str:
 
 
 def _curve(rows: Sequence[Mapping[str, Any]], key: str) -> list[tuple[float, float]]:
-    return [
-        (row["step"], row[key])
-        for row in rows
-        if isinstance(row.get(key), int | float) and row[key] == row[key]
-    ]
+    return [(row["step"], row[key]) for row in rows if isinstance(row.get(key), int | float) and row[key] == row[key]]
 
 
 def training(run: Run) -> str:
@@ -166,9 +162,7 @@ def training(run: Run) -> str:
     digits = [(name, _curve(run.metrics, f"loss_{name}")) for name in ("coarse", "fine")]
     if all(curve for _, curve in digits):
         colours = ("var(--accent)", "var(--other)")
-        lines = [
-            Line(name, thin(smooth(c)), colour) for (name, c), colour in zip(digits, colours, strict=True)
-        ]
+        lines = [Line(name, thin(smooth(c)), colour) for (name, c), colour in zip(digits, colours, strict=True)]
         svg = line_chart(lines, log=is_log(*(line.points for line in lines)))
         chart("Loss by digit", "coarse first, then fine", svg)
     if error := _curve(run.metrics, "val_mae"):
@@ -210,9 +204,7 @@ def _shown(results: list[EpisodeResult], folder: Path) -> list[EpisodeResult]:
 
 def gallery(run: Run) -> str:
     """Videos of successes and failures, as many as fit."""
-    kind = next(
-        (k for k in KINDS if k in run.folders and any((run.folders[k] / "videos").glob("*.mp4"))), None
-    )
+    kind = next((k for k in KINDS if k in run.folders and any((run.folders[k] / "videos").glob("*.mp4"))), None)
     if kind is None:
         return ""
     cards, left = [], VIDEO_BYTES
@@ -276,9 +268,7 @@ def denoising(run: Run) -> str:
     )
     curves = ""
     if final:
-        drafts = [
-            s["value"] for s in steps if s.get("value") and all(v is not None for r in s["value"] for v in r)
-        ]
+        drafts = [s["value"] for s in steps if s.get("value") and all(v is not None for r in s["value"] for v in r)]
         drafts = [draft for draft in drafts if draft != final]
         behind = " (earlier steps in grey)" if drafts else ""
         curves = (
@@ -310,9 +300,7 @@ def _flat(value: Any, name: str = "") -> list[tuple[str, str]]:
         return []
     if isinstance(value, bool):
         return [(name, "yes" if value else "no")]
-    text = (
-        number(value) if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
-    )
+    text = number(value) if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
     return [(name, text)] if len(text) <= 200 else []
 
 
@@ -320,8 +308,7 @@ def _table(title: str, rows: Sequence[tuple[str, str]]) -> str:
     if not rows:
         return ""
     body = "".join(
-        f'<tr><td>{escape(name.replace("_", " "))}</td><td class="num">{escape(text)}</td></tr>'
-        for name, text in rows
+        f'<tr><td>{escape(name.replace("_", " "))}</td><td class="num">{escape(text)}</td></tr>' for name, text in rows
     )
     return f'<div class="card"><h3>{title}</h3><table>{body}</table></div>'
 
@@ -343,9 +330,7 @@ def facts(run: Run) -> str:
     data: list[tuple[str, str]] = []
     if run.dataset:
         keys = ("total_episodes", "total_frames", "total_tasks", "fps", "robot_type", "codebase_version")
-        data = [
-            (key.removeprefix("total_"), text) for key in keys for _, text in _flat(run.dataset.get(key), key)
-        ]
+        data = [(key.removeprefix("total_"), text) for key in keys for _, text in _flat(run.dataset.get(key), key)]
         if "episodes" in dict(data) and isinstance(run.dataset.get("total_frames"), int):
             hours = run.dataset["total_frames"] / max(1, run.dataset.get("fps", 0)) / 3600
             data.append(("demonstrations", f"{hours:.1f} hours"))
@@ -357,19 +342,14 @@ def facts(run: Run) -> str:
         speed.append(("evaluation", f"{number(main['steps_per_s'])} environment steps/s"))
     details = {k: v for k, v in demo.get("facts", {}).items() if k != "seconds"}
     seconds = demo.get("facts", {}).get("seconds", {})
-    took = [
-        (name, f"{value / 60:.1f} min") for name, value in seconds.items() if isinstance(value, int | float)
-    ]
+    took = [(name, f"{value / 60:.1f} min") for name, value in seconds.items() if isinstance(value, int | float)]
     versions = _flat(manifest.get("versions") or demo.get("versions"))
     machine = _flat({k: v for k, v in manifest.items() if k != "versions"})
     tables = (
         _table("Goals", goals),
         _table("Time", took + speed),
         _table("Data", data),
-        *(
-            _table(escape(name.replace("_", " ").capitalize()), _flat(value)[:16])
-            for name, value in details.items()
-        ),
+        *(_table(escape(name.replace("_", " ").capitalize()), _flat(value)[:16]) for name, value in details.items()),
         _table("Versions", versions),
         _table("Machine and run", machine),
     )

@@ -27,9 +27,7 @@ def _z(confidence: float) -> float:
 
 def _check_counts(successes: int, n: int) -> None:
     if n < 1 or not 0 <= successes <= n:
-        raise ValueError(
-            f"expected 0 <= successes <= n and n >= 1, got {successes} successes of {n} episodes"
-        )
+        raise ValueError(f"expected 0 <= successes <= n and n >= 1, got {successes} successes of {n} episodes")
 
 
 def _wilson(p: float, n: float, z: float) -> tuple[float, float]:
@@ -105,9 +103,7 @@ class PairedComparison:
     """exact two-sided McNemar test of no difference"""
 
 
-def paired_difference_interval(
-    only_a: int, only_b: int, n: int, confidence: float = CONFIDENCE
-) -> tuple[float, float]:
+def paired_difference_interval(only_a: int, only_b: int, n: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
     """Interval of (rate of b - rate of a) for n pairs, of which only_a / only_b are solved by one side alone.
 
     Agresti and Min (2005): the Wald interval after half a pair is added to each of the four cells. It has a
@@ -143,9 +139,7 @@ def compare_paired(
         cells[bool(success), bool(b[key])] += 1
     both, only_a = cells[True, True], cells[True, False]
     only_b, neither = cells[False, True], cells[False, False]
-    p_value = (
-        float(mcnemar([[both, only_a], [only_b, neither]], exact=True).pvalue) if only_a + only_b else 1.0
-    )
+    p_value = float(mcnemar([[both, only_a], [only_b, neither]], exact=True).pvalue) if only_a + only_b else 1.0
     interval = paired_difference_interval(only_a, only_b, len(a), confidence)
     difference = (only_b - only_a) / len(a)
     return PairedComparison(len(a), both, only_a, only_b, neither, difference, interval, min(1.0, p_value))

@@ -24,9 +24,7 @@ def write_video(path: Path, frames: Sequence[np.ndarray], fps: float) -> None:
         stream.codec_context.thread_count = 1
         stream.options = {"crf": "23", "preset": "veryfast"}
         for frame in frames:
-            for packet in stream.encode(
-                av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
-            ):
+            for packet in stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")):
                 container.mux(packet)
         for packet in stream.encode():
             container.mux(packet)

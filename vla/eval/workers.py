@@ -191,9 +191,7 @@ class Worker:
             step += 1
         return "done", index, *self.finish(index)
 
-    def film(
-        self, index: int, expected: EpisodeResult, actions: np.ndarray, path: Path, size: int
-    ) -> tuple[Any, ...]:
+    def film(self, index: int, expected: EpisodeResult, actions: np.ndarray, path: Path, size: int) -> tuple[Any, ...]:
         """Play an episode again from its actions, drawing it large. No video if it does not end as it did
         before.
         """
@@ -233,9 +231,7 @@ class Worker:
 
 def worker_main(connection: Connection, settings: WorkerSettings) -> None:
     """A worker process, from its start until the centre hangs up."""
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # Ctrl-C goes to every process of the terminal; the centre decides
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to every process of the terminal; the centre decides
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("LP_NUM_THREADS", "0")  # Mesa draws 64 pixels faster without threads of its own
     if sys.platform == "linux":
@@ -299,9 +295,7 @@ class Pool:
                         "an environment process died without a word; if memory ran out, use fewer --slots"
                     ) from error
                 if message[0] == "error":
-                    raise RuntimeError(
-                        f"an environment failed ({message[2] or 'at its start'}):\n{message[1]}"
-                    )
+                    raise RuntimeError(f"an environment failed ({message[2] or 'at its start'}):\n{message[1]}")
                 yield message
                 if not ready.poll():
                     break

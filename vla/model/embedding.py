@@ -24,7 +24,9 @@ class CanvasEmbedding(nn.Module):
         self.layout, self.noise_indices = layout, noise_indices
         base, digits = layout.base, layout.digits
         self.rows_digit = base + 1  # the last row means "not known"
-        self.rows_dim = digits * self.rows_digit + len(Provenance) + noise_indices + 1  # the last: "no noise, all known"
+        self.rows_dim = (
+            digits * self.rows_digit + len(Provenance) + noise_indices + 1
+        )  # the last: "no noise, all known"
         table = torch.randn(layout.dims, self.rows_dim, width) * 0.02
         for d in range(digits):
             # Neighbouring digits start with neighbouring embeddings: the numbers are metric.

@@ -119,7 +119,10 @@ class LatticeModel(nn.Module):
         self.reader = Block(width, config.heads)  # words see words, before they condition the vision
         self.read_norm = nn.LayerNorm(width)  # sentences differ in a word or two: let the vision hear it
         self.vision = nn.ModuleDict(
-            {camera.replace(".", "_"): build_vision(config.vision, width, config.image_size) for camera in config.cameras}
+            {
+                camera.replace(".", "_"): build_vision(config.vision, width, config.image_size)
+                for camera in config.cameras
+            }
         )
         self.state = nn.Linear(config.state_dim, width)
         tokens = sum(v.tokens for v in self.vision.values()) + 1 + config.text_length
@@ -156,7 +159,12 @@ class LatticeModel(nn.Module):
         return self.norm(x_BNW)
 
     def forward(
-        self, images: dict[str, Tensor], state_BS: Tensor, words_BL: Tensor, canvas: State, digits_BNSD: Tensor
+        self,
+        images: dict[str, Tensor],
+        state_BS: Tensor,
+        words_BL: Tensor,
+        canvas: State,
+        digits_BNSD: Tensor,
     ) -> list[Tensor]:
         """Teacher-forced logits, a list of D tensors (B', N, S, V); B' may be a multiple of B (copies of a sample)."""
         prefix = self.encode(images, state_BS, words_BL).repeat(canvas.known_BNS.shape[0] // words_BL.shape[0])

@@ -20,7 +20,11 @@ class Tokenizers:
 
     def save(self, folder: Path) -> None:
         """Write `tokenizers.json` (limits, names) and `text_tokenizer.json` (the BPE)."""
-        data = {"action": self.action.to_dict(), "state": self.state.to_dict(), "text": {"length": self.text.length}}
+        data = {
+            "action": self.action.to_dict(),
+            "state": self.state.to_dict(),
+            "text": {"length": self.text.length},
+        }
         (folder / "tokenizers.json").write_text(json.dumps(data, indent=2))
         (folder / "text_tokenizer.json").write_text(self.text.to_json())
 

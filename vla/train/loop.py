@@ -91,7 +91,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
 
     # --------------------------------------------------------------------------------------------------------------
     # The loop
-    began, skipped, last_validation = time.perf_counter(), 0, {}
+    began = rate_from = time.perf_counter()
+    skipped, last_validation = 0, {}
     loss_value = float("nan")
     batches = s.batches.prefetch(start, depth=3)
     try:
@@ -99,7 +100,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
             if step >= total or stop:
                 break
             if config.minutes and step == start + 40:
-                total = fit_steps(step - start - 10, time.perf_counter() - rate_from, config.minutes, began, step, total)
+                total = fit_steps(30, time.perf_counter() - rate_from, config.minutes, began, step, total)
                 metrics.total = total
             if step == start + 10:
                 rate_from = time.perf_counter()

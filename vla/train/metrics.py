@@ -25,7 +25,13 @@ class Metrics:
             self._writer = SummaryWriter(str(run / "tensorboard"))
         self._progress: Progress | None = None
         if self._console.is_terminal:
-            columns = (TextColumn("train"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
+            columns = (
+                TextColumn("train"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.description}"),
+            )
             self._progress = Progress(*columns, console=self._console)
             self._progress.start()
             self._task = self._progress.add_task("", total=total)

@@ -181,13 +181,22 @@ def save(run: Path, s: Session, config: Any, step: int, total: int, validation: 
     """Write <run>/checkpoints/<step> and point `last` at it."""
 
     def fill(folder: Path) -> None:
-        extra = {"recipe": {"name": config.recipe, **recipes.to_dict(s.recipe)}, "step": step, "validation": validation}
+        extra = {
+            "recipe": {"name": config.recipe, **recipes.to_dict(s.recipe)},
+            "step": step,
+            "validation": validation,
+        }
         s.policy().write(folder, extra)
         state = s.optimiser.state_dict()["state"]
         tensors = {f"model.{n}": t for n, t in s.model.state_dict().items()}
         tensors |= {f"optimiser.{i}.{n}": t for i, moments in state.items() for n, t in moments.items()}
         checkpoint.save_tensors(tensors, folder / "training.safetensors")
-        about = {"step": step, "total": total, "seed": s.seed, "config": {k: str(v) for k, v in asdict(config).items()}}
+        about = {
+            "step": step,
+            "total": total,
+            "seed": s.seed,
+            "config": {k: str(v) for k, v in asdict(config).items()},
+        }
         (folder / "training.json").write_text(json.dumps(about, indent=2))
 
     folder = checkpoint.write_folder(run / "checkpoints" / f"{step:07d}", fill)

@@ -15,7 +15,7 @@ _BATCHES = 4
 
 @torch.no_grad()
 def validate(s: Any) -> dict[str, float]:
-    """{"val_loss", "val_mae"}: the same frames, masks and noise each time, with the averaged weights. {} without data."""
+    """{"val_loss", "val_mae"}: the same frames, masks and noise each time, averaged weights. {} without data."""
     if not len(s.val_episodes):
         return {}
     model, tokenizer = s.averaged.eval(), s.tokenizers.action

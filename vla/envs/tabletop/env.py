@@ -242,9 +242,7 @@ class TabletopEnv(gymnasium.Env):
         self._running()
         array = np.asarray(action)
         if array.shape != (4,):
-            raise ValueError(
-                f"expected an action of shape (4,) for {self.action_names}, got shape {array.shape}"
-            )
+            raise ValueError(f"expected an action of shape (4,) for {self.action_names}, got shape {array.shape}")
         values = [float(v) for v in array.tolist()]
         if not all(-1e9 < v < 1e9 for v in values):
             raise ValueError(f"expected finite numbers in the action, got {values}")

@@ -60,10 +60,8 @@ def _towards(hand: Point3, x: float, y: float, z: float, grip: float) -> Action:
 def _reach(state: State, block: Point3, name: str) -> Advice:
     distance = math.hypot(block[0] - state.hand[0], block[1] - state.hand[1])
     z = _funnel(distance, block[2] - BLOCK_HALF + TOUCH, block[2] - BLOCK_HALF + SAFE)
-    words = (
-        f"move above {name}" if distance > 0.02 else "lower" if state.hand[2] > z + 0.006 else "hold still"
-    )
-    return _towards(state.hand, block[0], block[1], z, 1.0), words
+    words = f"move above {name}" if distance > 0.02 else "lower" if state.hand[2] > z + 0.006 else "hold still"
+    return _towards(state.hand, block[0], block[1], z, -1.0), words
 
 
 def _push(
@@ -121,9 +119,7 @@ def _grasp(state: State, block: Point3, name: str) -> Advice:
     z = _funnel(distance, floor + GRASP, floor + SAFE)
     # A hand that is not open yet waits above.
     z += (floor + SAFE - z) * _clip((MAX_OPENING - 0.008 - state.opening) / 0.02, 0.0)
-    words = (
-        f"move above {name}" if distance > 0.02 else "open the gripper" if state.opening < 0.06 else "lower"
-    )
+    words = f"move above {name}" if distance > 0.02 else "open the gripper" if state.opening < 0.06 else "lower"
     return _towards(hand, block[0], block[1], max(z, 0.02), -1.0), words
 
 
@@ -133,9 +129,7 @@ def _lift(state: State, block: Point3, name: str) -> Advice:
     return _grasp(state, block, name)
 
 
-def _place(
-    state: State, block: Point3, goal: Point, bottom: float, name: str, where: str, tolerance: float
-) -> Advice:
+def _place(state: State, block: Point3, goal: Point, bottom: float, name: str, where: str, tolerance: float) -> Advice:
     """Bring a block to `goal` so that it rests at height `bottom`, let go, rise."""
     hand = state.hand
     dx, dy = goal[0] - block[0], goal[1] - block[1]
@@ -207,9 +201,7 @@ def _place_beside(state: State, episode: Episode, goal: Goal) -> Advice:
 def _stack(state: State, episode: Episode, goal: Goal) -> Advice:
     a, b = goal.blocks
     base = state.blocks[b]
-    return _place(
-        state, state.blocks[a], base[:2], base[2] + BLOCK_HALF, _name(episode, a), _name(episode, b), 0.02
-    )
+    return _place(state, state.blocks[a], base[:2], base[2] + BLOCK_HALF, _name(episode, a), _name(episode, b), 0.02)
 
 
 def _unstack(state: State, episode: Episode, goal: Goal) -> Advice:
@@ -220,17 +212,13 @@ def _unstack(state: State, episode: Episode, goal: Goal) -> Advice:
     side = -1.0 if base[0] > 0 else 1.0
     if abs(tower[1] - base[1]) < 0.075 and 0 < side * (tower[0] - base[0]) < 0.21:
         side = -side
-    return _place(
-        state, state.blocks[a], (base[0] + side * 0.105, base[1]), 0.0, _name(episode, a), "the table", 0.035
-    )
+    return _place(state, state.blocks[a], (base[0] + side * 0.105, base[1]), 0.0, _name(episode, a), "the table", 0.035)
 
 
 def _move_between(state: State, episode: Episode, goal: Goal) -> Advice:
     a, b, c = goal.blocks
     (bx, by, _), (cx, cy, _) = state.blocks[b], state.blocks[c]
-    return _place(
-        state, state.blocks[a], ((bx + cx) / 2, (by + cy) / 2), 0.0, _name(episode, a), "the middle", 0.025
-    )
+    return _place(state, state.blocks[a], ((bx + cx) / 2, (by + cy) / 2), 0.0, _name(episode, a), "the middle", 0.025)
 
 
 EXPERTS = {

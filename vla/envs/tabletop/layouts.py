@@ -76,9 +76,7 @@ def every_block_can_be_pushed(direction: Point) -> Check:
     """Every block has a free corridor along `direction`."""
 
     def check(blocks: list[Point], zones: list[Point]) -> bool:
-        return all(
-            corridor_is_free(b, direction, 0.10, blocks[:i] + blocks[i + 1 :]) for i, b in enumerate(blocks)
-        )
+        return all(corridor_is_free(b, direction, 0.10, blocks[:i] + blocks[i + 1 :]) for i, b in enumerate(blocks))
 
     return check
 

@@ -142,12 +142,7 @@ def _pushed(state: State, episode: Episode, goal: Goal) -> bool:
     (x, y, _), (sx, sy, _) = state.blocks[block], episode.start.blocks[block]
     ux, uy = DIRECTIONS[goal.word]
     along, across = (x - sx) * ux + (y - sy) * uy, abs((x - sx) * uy - (y - sy) * ux)
-    return (
-        along >= 0.05
-        and across < 0.035
-        and _on_table(state.blocks[block])
-        and _others_still(state, episode, block)
-    )
+    return along >= 0.05 and across < 0.035 and _on_table(state.blocks[block]) and _others_still(state, episode, block)
 
 
 def _lifted(state: State, episode: Episode, goal: Goal) -> bool:
@@ -220,7 +215,7 @@ def _beside(word: str) -> Template:
 
 _TEMPLATES = (
     Template(
-        "reach", 1, "bring the closed hand down over the named block and hold it there",
+        "reach", 1, "bring the open hand down over the named block and hold it there",
         ("reach the {a} block", "touch the {a} block", "go to the {a} one", "move to the {a} block"),
         25, _one, _reached,
     ),
@@ -309,9 +304,7 @@ def get_template(task: str) -> Template:
     """Return the template of a task. ValueError naming the nearest one if there is none of that name."""
     if task not in TASKS:
         near = difflib.get_close_matches(str(task), TASKS, n=1, cutoff=0.0)[0]
-        raise ValueError(
-            f"unknown task {task!r}; did you mean {near!r}? The tabletop tasks are: {', '.join(TASKS)}"
-        )
+        raise ValueError(f"unknown task {task!r}; did you mean {near!r}? The tabletop tasks are: {', '.join(TASKS)}")
     return TASKS[task]
 
 
@@ -363,9 +356,7 @@ def sample_episode(task: str, seed: int) -> Episode:
     goal = goals[rng.integers(len(goals))]
     # Another referent for the first-named block, everything else the same where that is possible.
     others = [other for other in goals if other.blocks[0] != goal.blocks[0]]
-    same = [
-        other for other in others if (other.blocks[1:], other.zone) == (goal.blocks[1:], goal.zone)
-    ] or others
+    same = [other for other in others if (other.blocks[1:], other.zone) == (goal.blocks[1:], goal.zone)] or others
     alternative = same[rng.integers(len(same))]
     sentence = template.sentences[rng.integers(len(template.sentences))]
     heights = [BLOCK_HALF * (3 if template.stacked and i >= N_BLOCKS // 2 else 1) for i in range(N_BLOCKS)]

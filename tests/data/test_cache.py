@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The cache holds the decoded videos, is made once, and refuses what could not be trained on."""
+
+import json
+import shutil
+from pathlib import Path
+
+import av
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from conftest import quiet, run
+
+from vla.data import cache as cache_module
+from vla.data.cache import default_cache_dir, open_cache
+
+
+@pytest.fixture
+def copy(dataset, tmp_path) -> Path:
+    shutil.copytree(dataset, tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def open_copy(root: Path, **changes):
+    return open_cache(root, cache_dir=root.parent / "cache", console=quiet(), **changes)
+
+
+def test_frames_are_those_of_the_videos(dataset, cache):
+    decoded = []
+    for path in sorted((dataset / "videos/observation.images.front").rglob("*.mp4")):
+        with av.open(str(path)) as container:
+            decoded += [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    np.testing.assert_array_equal(cache.frames["front"], np.stack(decoded))
+    assert isinstance(cache.frames["front"], np.memmap) and not cache.frames["front"].flags.writeable
+    assert cache.state.dtype == cache.action.dtype == np.float32
+    assert cache.action_names == ("dx", "dy", "gripper") and cache.fps == 10
+    assert set(cache.meta["episodes"]) == {"task_template", "seed", "noise", "success"}
+    for episode, (first, last) in enumerate(zip(cache.episode_from, cache.episode_to, strict=True)):
+        assert set(cache.episode_index[first:last]) == {episode}
+        np.testing.assert_array_equal(cache.frame_index[first:last], np.arange(last - first))
+
+
+def test_pictures_and_state_belong_together(cache):
+    """The hand is a black 6 x 6 square at the place that the state says."""
+    for row in range(0, len(cache), 7):
+        x, y = (cache.state[row] * 26 + 1e-4).astype(int)
+        assert cache.frames["front"][row][y + 2 : y + 4, x + 2 : x + 4].max() < 40
+
+
+def test_the_cache_is_made_once_and_again_after_a_change(copy, monkeypatch):
+    first = open_copy(copy)
+    with monkeypatch.context() as patch:
+        patch.setattr(cache_module, "_build", lambda *_: pytest.fail("built twice"))
+        assert open_copy(copy).path == first.path
+    assert open_copy(copy, image_size=16).frames["front"].shape[1:] == (16, 16, 3)
+    stats = copy / "meta/info.json"
+    stats.write_text(stats.read_text() + "\n")
+    assert open_copy(copy).path != first.path
+    assert not [p for p in (copy.parent / "cache").iterdir() if p.name.startswith(".")]
+
+
+def test_several_cameras(tmp_path):
+    run(tmp_path / "a", cameras=("front", "wrist"), episodes=4, workers=1)
+    cache = open_copy(tmp_path / "a")
+    assert cache.cameras == ("front", "wrist")
+    assert abs(int(cache.frames["front"][0].max(2).min()) - 0) < 40
+    assert np.median(cache.frames["front"]) == pytest.approx(120, abs=3)
+    assert np.median(cache.frames["wrist"]) == pytest.approx(60, abs=3)
+
+
+def test_default_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("VLA_CACHE", str(tmp_path))
+    assert default_cache_dir() == tmp_path
+    monkeypatch.delenv("VLA_CACHE")
+    assert default_cache_dir().name == "lattice"
+
+
+def change_parquet(path: Path, **columns):
+    table = pq.read_table(path)
+    for name, values in columns.items():
+        table = table.set_column(table.column_names.index(name), name, pa.array(values))
+    pq.write_table(table, path)
+
+
+def break_action(root):
+    path = root / "data/chunk-000/file-000.parquet"
+    values = np.array(pq.read_table(path)["action"].to_pylist())
+    values[4, 1] = np.nan
+    change_parquet(path, action=values.tolist())
+
+
+def blank_tasks(root):
+    table = pq.read_table(root / "meta/tasks.parquet")
+    pq.write_table(table.set_column(1, "task", pa.array([""] * len(table))), root / "meta/tasks.parquet")
+
+
+def cut_video(root):
+    path = next((root / "videos").rglob("file-001.mp4"))
+    other = next((root / "videos").rglob("file-003.mp4"))  # four episodes instead of six
+    shutil.copy(other, path)
+
+
+def spoil_video(root):
+    path = next((root / "videos").rglob("file-001.mp4"))
+    path.write_bytes(path.read_bytes()[:100])
+
+
+def old_version(root):
+    info = json.loads((root / "meta/info.json").read_text())
+    (root / "meta/info.json").write_text(json.dumps(info | {"codebase_version": "v2.1"}))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (break_action, r"'action' has nan in dimension 'dy', episode 0 of .*, frame 4"),
+        (blank_tasks, "no language"),
+        (lambda root: (root / "meta/tasks.parquet").unlink(), "no language"),
+        (cut_video, r"no frame at .* for episode \d+, frame"),
+        (spoil_video, "cannot decode the video"),
+        (lambda root: next((root / "videos").rglob("file-002.mp4")).unlink(), "lacks the video"),
+        (lambda root: (root / "data/chunk-000/file-001.parquet").unlink(), "cannot read"),
+        (lambda root: (root / "meta/info.json").unlink(), "no LeRobot dataset"),
+        (old_version, "convert"),
+    ],
+)
+def test_broken_datasets_are_refused(copy, damage, message):
+    damage(copy)
+    with pytest.raises(ValueError, match=message):
+        open_copy(copy)
+    if (copy.parent / "cache").exists():
+        assert not list((copy.parent / "cache").iterdir())  # nothing half made stays
+
+
+def test_missing_datasets(tmp_path):
+    for root in (tmp_path / "nothing", "tests/nothing"):
+        with pytest.raises(ValueError, match="no such folder"):
+            open_cache(root, cache_dir=tmp_path)
+
+
+def test_no_room_for_the_cache(copy, monkeypatch):
+    monkeypatch.setattr(cache_module.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1000})())
+    with pytest.raises(ValueError, match="VLA_CACHE"):
+        open_copy(copy)

@@ -1,0 +1,242 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is recorded depends on the settings alone; whatever happens, finished shards stay a valid dataset."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from conftest import HERE, SETTINGS, WORLD, run, tree
+from fake_world import Squares
+
+from vla.data import writer
+from vla.data.lerobot_files import read_tables
+from vla.data.record import EpisodePlan, RecordConfig, plan
+from vla.data.record_worker import simulate
+
+REPO = str(Path(__file__).parents[2])
+
+
+def test_plan_is_balanced_and_a_function_of_the_index():
+    config = RecordConfig(noise=(0.0, 0.2), seed=2_000_000)
+    plans = [plan(config, ("a", "b", "c"), i) for i in range(60)]
+    combinations = [(p.task, p.noise) for p in plans]
+    assert {combinations.count(c) for c in combinations} == {10}
+    assert [p.seed for p in plans] == list(range(2_000_000, 2_000_060))
+
+
+def test_dataset_is_complete_and_failures_are_left_out(dataset):
+    tables = read_tables(dataset)
+    record = json.loads((dataset / "meta/recording.json").read_text())
+    counts = record["counts"]
+    assert counts["reach"] == {"attempted": 11, "succeeded": 11, "recorded": 11}
+    assert counts["touch"]["attempted"] == 11 and 4 < counts["touch"]["recorded"] < 11
+    assert counts["touch"]["recorded"] == counts["touch"]["succeeded"]
+    assert len(tables.episode_from) == 11 + counts["touch"]["recorded"]
+    assert tables.extra["success"] == [True] * len(tables.episode_from)
+    for episode, (seed, task) in enumerate(zip(tables.extra["seed"], tables.extra["task_template"], strict=True)):
+        first = tables.episode_from[episode]
+        env = Squares()
+        observation, info = env.reset(seed=seed, options={"task": task})
+        np.testing.assert_array_equal(tables.state[first], observation["agent_pos"])
+        assert tables.tasks[tables.task_index[first]] == info["instruction"]
+    assert not (dataset / ".partial").exists()
+
+
+def test_label_is_the_clean_action_and_noise_is_executed():
+    plan_ = EpisodePlan(0, "reach", 1_000_005, 0.3)
+    clean, executed = (simulate(Squares(), plan_, label) for label in ("clean", "executed"))
+    np.testing.assert_array_equal(clean.state, executed.state)
+    moved = np.diff(clean.state, axis=0) / 0.1
+    np.testing.assert_allclose(moved, executed.action[:-1, :2], atol=1e-5)
+    assert np.abs(moved - clean.action[:-1, :2]).max() > 0.1
+    np.testing.assert_array_equal(clean.action[:, 2], executed.action[:, 2])  # the gripper is spared
+    assert np.abs(executed.action).max() <= 1
+    assert len({image.tobytes() for image in clean.images["front"]}) > 3  # not one array, drawn over
+
+
+def test_workers_do_not_change_the_files(dataset, tmp_path):
+    summary = run(tmp_path / "a", workers=1)
+    assert tree(tmp_path / "a") == tree(dataset)
+    assert summary["attempted"] == 22 and summary["frames"] == len(read_tables(dataset).action)
+    assert summary["frames_per_s"] > 0 and 0.5 < summary["success_rate"] < 1
+
+
+def test_statistics_are_those_of_all_frames(dataset):
+    stats = json.loads((dataset / "meta/stats.json").read_text())
+    action = read_tables(dataset).action.astype(np.float64)
+    np.testing.assert_allclose(stats["action"]["q01"], np.quantile(action, 0.01, axis=0))
+    np.testing.assert_allclose(stats["action"]["q99"], np.quantile(action, 0.99, axis=0))
+    np.testing.assert_allclose(stats["action"]["std"], action.std(0))
+    assert stats["action"]["count"] == [len(action)]
+    image = stats["observation.images.front"]
+    assert np.shape(image["mean"]) == (3, 1, 1) and image["q50"][0][0][0] == pytest.approx(120 / 255)
+
+
+def test_failures_can_be_kept(tmp_path):
+    summary = run(tmp_path / "a", suite="fail", keep_failures=True, episodes=3, workers=1)
+    assert summary["episodes"] == 3 and summary["success_rate"] == 0
+    assert read_tables(tmp_path / "a").extra["success"] == [False] * 3
+    with pytest.raises(ValueError, match="failed in all 3"):
+        run(tmp_path / "b", suite="fail", episodes=3, workers=1)
+
+
+def test_broken_numbers_name_the_episode(tmp_path):
+    with pytest.raises(ValueError, match=r"'action'.*'dy', episode 1 \(task 'nan', seed 1000001\), step 3"):
+        run(tmp_path / "a", suite="nan", episodes=2, workers=1)
+    with pytest.raises(ValueError, match="no instruction"):
+        run(tmp_path / "b", suite="mute", episodes=1, workers=1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"suite": "boath"}, "expected a suite"),
+        ({"tasks": ("reach", "fly")}, "no task 'fly'"),
+        ({"episodes": 0}, "episodes >= 1"),
+        ({"image_size": 33}, "even image_size"),
+        ({"seed": 7}, "belong to evaluation"),
+        ({"noise": ()}, "noise"),
+        ({"cameras": ()}, "cameras"),
+        ({"resume": True, "overwrite": True}, "one of them"),
+    ],
+)
+def test_settings_that_cannot_be(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        run(tmp_path / "a", **changes)
+    assert not (tmp_path / "a").exists()
+
+
+def test_existing_folders(dataset, tmp_path):
+    before = tree(dataset)
+    with pytest.raises(ValueError, match=r"--resume.*--overwrite"):
+        run(dataset)
+    with pytest.raises(ValueError, match="seed=1000000 then, 1000001 now"):
+        run(dataset, resume=True, seed=1_000_001)
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis/chapter.tex").write_text("years of work")
+    with pytest.raises(ValueError, match="something else than a dataset"):
+        run(tmp_path / "thesis", overwrite=True)
+    assert (tmp_path / "thesis/chapter.tex").exists()
+    assert run(dataset, resume=True)["episodes"] == len(read_tables(dataset).episode_from)  # nothing left to do
+    assert tree(dataset) == before
+
+
+def test_full_disk(dataset, tmp_path, monkeypatch):
+    real, calls = writer.write_atomic, []
+
+    def fill_up(path, write):
+        calls.append(path)
+        if len(calls) > 9:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(path, write)
+
+    out = tmp_path / "a"
+    monkeypatch.setattr(writer, "write_atomic", fill_up)
+    with pytest.raises(ValueError, match=r"disk of .* is full; its .* finished episodes .* --resume"):
+        run(out)
+    monkeypatch.undo()
+    tables = read_tables(out)  # the first shard
+    assert 0 < len(tables.episode_from) < 7
+    assert not list(out.rglob("*.tmp")) and not (out / ".partial").exists()
+    run(out, resume=True)
+    assert tree(out) == tree(dataset)
+
+
+def start_slow_recording(out: Path) -> subprocess.Popen:
+    """`record` in a process of its own, in a slow world; returns when a shard is finished."""
+    code = (
+        "import sys; sys.path[:0] = [sys.argv[2], sys.argv[3]]\n"
+        "if __name__ == '__main__':\n"
+        "    from pathlib import Path\n"
+        "    from vla.data.record import RecordConfig, record\n"
+        f"    record(RecordConfig(out=Path(sys.argv[1]), **{SETTINGS!r}), registry={WORLD!r})\n"
+    )
+    script = out.parent / f"{out.name}.py"
+    script.write_text(code)
+    environment = os.environ | {"FAKE_WORLD_DELAY": "0.03"}
+    process = subprocess.Popen(
+        [sys.executable, str(script), str(out), HERE, REPO],
+        env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+    )  # fmt: skip
+    end = time.monotonic() + 60
+    while not (out / "meta/info.json").exists():
+        assert process.poll() is None and time.monotonic() < end, process.communicate()[0]
+        time.sleep(0.02)
+    return process
+
+
+def group_is_gone(group: int, seconds: float = 15) -> bool:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def test_kill_loses_only_the_shards_in_hand(dataset, tmp_path):
+    out = tmp_path / "a"
+    process = start_slow_recording(out)
+    process.kill()
+    process.communicate()
+    assert group_is_gone(process.pid)  # the workers noticed, too
+    tables = read_tables(out)
+    whole = read_tables(dataset)
+    n = len(tables.action)
+    assert 0 < n < len(whole.action)
+    np.testing.assert_array_equal(tables.action, whole.action[:n])
+    run(out, resume=True)
+    assert tree(out) == tree(dataset)
+
+
+def test_ctrl_c_ends_cleanly(dataset, tmp_path):
+    out = tmp_path / "a"
+    process = start_slow_recording(out)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers as well
+    output = process.communicate(timeout=30)[0]
+    assert process.returncode != 0 and output.count("Traceback") == 1  # the recorder's KeyboardInterrupt, no worker's
+    assert group_is_gone(process.pid)
+    assert not (out / ".partial").exists()
+    assert len(read_tables(out).action) > 0
+    run(out, resume=True)
+    assert tree(out) == tree(dataset)
+
+
+def test_resume_ends_a_commit_that_was_cut_short(dataset, tmp_path):
+    """A kill between the record of a shard and info.json; and leftovers of a shard that was not recorded."""
+    out = tmp_path / "a"
+    run(out)
+    info = json.loads((out / "meta/info.json").read_text())
+    (out / "meta/info.json").write_text(json.dumps(info | {"total_episodes": 1, "total_frames": 5}))
+    run(out, resume=True)
+    assert tree(out) == tree(dataset)
+
+
+def test_long_videos_are_cut_between_episodes(tmp_path, monkeypatch):
+    from vla.data import shard as shard_module
+    from vla.data.shard import DatasetSpec, ShardWriter
+
+    monkeypatch.setattr(shard_module, "MAX_SECONDS", 2.0)
+    spec = DatasetSpec(10, {"front": (16, 16)}, ("x",), ("dx",))
+    dataset_writer = writer.DatasetWriter(tmp_path / "a", {})
+    for index in range(2):
+        shard_writer = ShardWriter(tmp_path / f"shard{index}", index, spec)
+        for episode in range(7):
+            images = np.full((8, 16, 16, 3), 20 * episode, np.uint8)
+            shard_writer.add_episode({"front": images}, np.zeros((8, 1)), np.zeros((8, 1)), "go", {"seed": 1}, "it")
+        dataset_writer.commit(shard_writer.finish())
+    tables = read_tables(tmp_path / "a")
+    key = "videos/observation.images.front"
+    assert tables.episodes[f"{key}/file_index"] == [0, 0, 0, 1, 1, 1, 2, 3, 3, 3, 4, 4, 4, 5]
+    assert tables.episodes[f"{key}/from_timestamp"][:4] == pytest.approx([0, 0.8, 1.6, 0])
+    assert pq.read_schema(tmp_path / "a/data/chunk-000/file-000.parquet").field("action").type.list_size == 1

@@ -1,0 +1,212 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training batches from a frame cache, each a pure function of (seed, step).
+
+There is no sampler state to save: a resumed run asks for the batch of the step where it is and gets what an
+uninterrupted run would have got, whatever the number of threads. Samples are drawn without replacement: the
+stream of samples is one permutation of all of them after the other, and batch k takes the places from k B on,
+so that every sample occurs once in an epoch even if the batch size does not divide their number.
+"""
+
+import queue
+import threading
+import time
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from vla.data.cache import FrameCache
+
+Batch = dict[str, Any]
+
+
+def _generator(seed: int, stream: str, counter: int = 0) -> np.random.Generator:
+    """A generator that is a function of its arguments."""
+    sequence = np.random.SeedSequence((seed % 2**64, zlib.crc32(stream.encode()), counter))
+    return np.random.Generator(np.random.Philox(sequence))
+
+
+def split_episodes(cache: FrameCache, holdout_fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Split the episodes of `cache` at random, a function of `seed`.
+
+    Returns (training, held out), int64, sorted. At least one is held out if `holdout_fraction` > 0 and there
+    are two. Frames of one episode are nearly the same, so frames must not be split. ValueError unless 0 <=
+    fraction < 1.
+    """
+    if not 0 <= holdout_fraction < 1:
+        raise ValueError(f"expected a holdout_fraction in [0, 1), got {holdout_fraction}")
+    n = len(cache.episode_from)
+    held = round(n * holdout_fraction)
+    if holdout_fraction > 0:
+        held = min(max(held, 1), n - 1)
+    order = _generator(seed, "split").permutation(n)
+    return np.sort(order[held:]), np.sort(order[:held])
+
+
+class Batches:
+    """Samples are frames with the chunk of actions that begins there.
+
+    `horizon`: actions in a chunk. `episodes`: which to draw from; None: all. Attributes: samples (global
+    frame ids), steps_per_epoch. ValueError for numbers < 1 or no episodes.
+    """
+
+    def __init__(
+        self,
+        cache: FrameCache,
+        horizon: int,
+        batch_size: int,
+        seed: int,
+        episodes: np.ndarray | None = None,
+    ) -> None:
+        if horizon < 1 or batch_size < 1:
+            raise ValueError(f"expected horizon >= 1 and batch_size >= 1, got {horizon} and {batch_size}")
+        chosen = np.arange(len(cache.episode_from)) if episodes is None else np.asarray(episodes)
+        if not len(chosen) or chosen.min() < 0 or chosen.max() >= len(cache.episode_from):
+            raise ValueError(
+                f"expected one or more episodes in 0..{len(cache.episode_from) - 1}, got {chosen.tolist()[:10]}"
+            )
+        self.cache, self.horizon, self.batch_size, self.seed = cache, horizon, batch_size, seed
+        self.samples = np.concatenate([np.arange(cache.episode_from[e], cache.episode_to[e]) for e in chosen])
+        self.steps_per_epoch = len(self.samples) / batch_size
+        # Plain views: indexing the memmap class itself costs a Python call for each array made.
+        self._frames = {camera: frames.view(np.ndarray) for camera, frames in cache.frames.items()}
+        self._last_frame = cache.episode_to - 1
+        self._chunk = np.arange(horizon)
+        self._orders: dict[int, np.ndarray] = {}
+
+    def _order(self, epoch: int) -> np.ndarray:
+        """The permutation of an epoch. The last few are kept: a prefetching thread may be an epoch ahead."""
+        order = self._orders.get(epoch)
+        if order is None:
+            order = _generator(self.seed, "epoch", epoch).permutation(len(self.samples))
+            kept = list(self._orders.items())[-2:]
+            self._orders = dict([*kept, (epoch, order)])
+        return order
+
+    def sample_ids(self, step: int) -> np.ndarray:
+        """The global frame ids of batch `step` >= 0, int64 (B,)."""
+        if step < 0:
+            raise ValueError(f"expected a step >= 0, got {step}")
+        n, ids = len(self.samples), []
+        place, end = step * self.batch_size, (step + 1) * self.batch_size
+        while place < end:
+            epoch, offset = divmod(place, n)
+            ids.append(self.samples[self._order(epoch)[offset : offset + end - place]])
+            place += len(ids[-1])
+        return np.concatenate(ids)
+
+    def batch(self, step: int) -> Batch:
+        """Batch number `step` >= 0, of new arrays.
+
+        images {camera: uint8 (B, H, W, 3)}, state float32 (B, S), actions float32 (B, horizon, A), is_pad
+        bool (B, horizon), task_index int64 (B,), sample int64 (B,): the global frame id. After the end of an
+        episode its last action is repeated, and is_pad is True.
+        """
+        cache, ids = self.cache, self.sample_ids(step)
+        rows_BH = ids[:, None] + self._chunk
+        last_B1 = self._last_frame[cache.episode_index[ids]][:, None]
+        return {
+            "images": {camera: frames.take(ids, axis=0) for camera, frames in self._frames.items()},
+            "state": cache.state[ids],
+            "actions": cache.action[np.minimum(rows_BH, last_B1)],
+            "is_pad": rows_BH > last_B1,
+            "task_index": cache.task_index[ids],
+            "sample": ids,
+        }
+
+    def prefetch(self, start_step: int = 0, depth: int = 3) -> "Prefetch":
+        """Iterate over (step, batch) from `start_step` on without end; a thread keeps up to `depth` batches
+        ready."""
+        return Prefetch(self, start_step, depth)
+
+
+class Prefetch(Iterator[tuple[int, Batch]]):
+    """An iterator over (step, batch) with a thread behind it. `close` ends the thread; so does leaving a
+    `with`."""
+
+    def __init__(self, batches: Batches, start_step: int, depth: int):
+        if depth < 1:
+            raise ValueError(f"expected a prefetch depth >= 1, got {depth}")
+        self._queue: queue.Queue[tuple[int, Batch] | BaseException] = queue.Queue(depth)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._work, args=(batches, start_step), name="batches", daemon=True)
+        self._thread.start()
+
+    def _work(self, batches: Batches, step: int) -> None:
+        while not self._stop.is_set():
+            item: tuple[int, Batch] | BaseException
+            try:
+                item = (step, batches.batch(step))
+            except BaseException as error:  # told to whoever waits for the batch
+                item = error
+            while not self._stop.is_set():
+                try:
+                    self._queue.put(item, timeout=0.1)
+                    break
+                except queue.Full:
+                    continue
+            if isinstance(item, BaseException):
+                return
+            step += 1
+
+    def __next__(self) -> tuple[int, Batch]:
+        if self._stop.is_set():
+            raise StopIteration
+        item = self._queue.get()
+        if isinstance(item, BaseException):
+            self.close()
+            raise item
+        return item
+
+    def close(self) -> None:
+        """End the thread. Safe to call twice."""
+        self._stop.set()
+        self._thread.join(timeout=5)
+
+    def __enter__(self) -> "Prefetch":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def measure_gather_fps(seconds: float = 2.0, image_size: int = 96, batch_size: int = 64, frames: int = 6000) -> float:
+    """Measure frames/s of `Batches.batch` in this thread, out of a memory-mapped file of `frames` frames."""
+    import tempfile
+    from pathlib import Path
+
+    length = 30
+    episodes = frames // length
+    n = episodes * length
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "frames.npy"
+        pictures = np.lib.format.open_memmap(path, "w+", np.uint8, (n, image_size, image_size, 3))
+        for i in range(n):
+            pictures[i] = i % 251
+        pictures.flush()
+        starts = np.arange(episodes) * length
+        cache = FrameCache(
+            path=Path(folder),
+            frames={"front": np.load(path, mmap_mode="r")},
+            state=np.zeros((n, 4), np.float32),
+            action=np.zeros((n, 4), np.float32),
+            timestamp=np.tile(np.arange(length) / 10, episodes),
+            frame_index=np.tile(np.arange(length), episodes),
+            episode_index=np.repeat(np.arange(episodes), length),
+            task_index=np.zeros(n, np.int64),
+            episode_from=starts,
+            episode_to=starts + length,
+            tasks=["nothing"],
+            fps=10.0,
+            action_names=("a", "b", "c", "d"),
+            state_names=("a", "b", "c", "d"),
+            cameras=("front",),
+            meta={},
+        )
+        batches = Batches(cache, 8, batch_size, 0)
+        steps, began = 0, time.perf_counter()
+        while (elapsed := time.perf_counter() - began) < seconds:
+            batches.batch(steps)
+            steps += 1
+        return steps * batch_size / elapsed
