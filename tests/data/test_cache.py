@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import quiet, run
+from fake_world import Squares
 
 from vla.data import cache as cache_module
 from vla.data.cache import default_cache_dir, open_cache
@@ -46,6 +47,20 @@ def test_pictures_and_state_belong_together(cache):
     for row in range(0, len(cache), 7):
         x, y = (cache.state[row] * 26 + 1e-4).astype(int)
         assert cache.frames["front"][row][y + 2 : y + 4, x + 2 : x + 4].max() < 40
+
+
+@pytest.mark.parametrize(("pix_fmt", "limit"), [("yuv420p", 40), ("yuv444p", 8)])
+def test_colours_survive_encoding(tmp_path, pix_fmt, limit):
+    """The block is 6 pixels wide; with 4:2:0 its edges blend with the table."""
+    run(tmp_path / "a", pix_fmt=pix_fmt, episodes=4, workers=1, noise=(0.0,))
+    cache = open_copy(tmp_path / "a")
+    for episode, first in enumerate(cache.episode_from):
+        env = Squares()
+        task, seed = (cache.meta["episodes"][name][episode] for name in ("task_template", "seed"))
+        image = env.reset(seed=seed, options={"task": task})[0]["pixels"]["front"].astype(int)
+        coloured = np.ptp(image, axis=2) > 50
+        error = np.abs(image - cache.frames["front"][first])[coloured]
+        assert error.mean() < limit
 
 
 def test_the_cache_is_made_once_and_again_after_a_change(copy, monkeypatch):

@@ -40,7 +40,9 @@ class JobProgress:
         if done and seconds > _SHORT_S and (self.done >= self.next_line or self.done == self.total):
             self.next_line = self.done + max(1, self.total // 10)
             self.console.print(
-                f"{self.name}: {self.done}/{self.total}, {self.rate()}, {seconds:.0f} s", highlight=False
+                f"{self.name}: {self.done}/{self.total}, {self.rate()}, {seconds:.0f} s",
+                highlight=False,
+                soft_wrap=True,
             )
 
     def __enter__(self) -> "JobProgress":

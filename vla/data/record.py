@@ -158,6 +158,7 @@ def record(
         + (f"; the expert failed in {', '.join(f'{n} of {t}' for t, n in failed.items())}" if failed else "")
         + ("" if plans else " (it was complete already)"),
         highlight=False,
+        soft_wrap=True,
     )
     attempted = sum(numbers["attempted"] for numbers in writer.counts.values())
     size = sum(path.stat().st_size for path in config.out.rglob("*") if path.is_file())
