@@ -56,7 +56,7 @@ class RecordConfig:
     """Seed of the first episode; each further episode has the next one."""
     shard_episodes: int = 250
     """Episodes that one process records at a time, and at most as many per worker are lost by a kill."""
-    pix_fmt: Literal["yuv420p", "yuv444p"] = "yuv420p"
+    pix_fmt: Literal["yuv420p", "yuv444p"] = "yuv444p"
     """yuv420p plays everywhere, but 2 x 2 pixels share a colour; yuv444p keeps small coloured things sharp.
     """
     workers: int = 0

@@ -29,13 +29,13 @@ COPIES = 2
 class Programs:
     """How much of what is hidden. Probabilities in [0, 1]."""
 
-    full: float = 0.5
+    full: float = 0.8
     """The full pair; the rest are complementary pairs."""
     keep_coarse: float = 0.5
     """A copy of a complementary pair keeps the coarse digit of the tokens it hides."""
     structured: float = 0.5
     """A complementary pair hides whole timesteps, dimensions or a tail instead of single tokens."""
-    prefix: float = 0.25
+    prefix: float = 0.1
     """The first d steps are given, d uniform in 1..max_prefix."""
     max_prefix: int = 4
     min_ratio: float = 0.1

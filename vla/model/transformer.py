@@ -62,6 +62,8 @@ class Prefix:
     values: list[Tensor]
     visible_BP: Tensor
     """bool: False at padding words."""
+    summary_BW: Tensor
+    """The prefix in one vector, added to every canvas position."""
 
     def repeat(self, times: int) -> "Prefix":
         """Every row `times` times in a row: several corrupted copies of a sample share one prefix."""
@@ -71,7 +73,8 @@ class Prefix:
         def rows(x: Tensor) -> Tensor:
             return x.repeat_interleave(times, dim=0)
 
-        return Prefix([rows(k) for k in self.keys], [rows(v) for v in self.values], rows(self.visible_BP))
+        keys, values = [rows(k) for k in self.keys], [rows(v) for v in self.values]
+        return Prefix(keys, values, rows(self.visible_BP), rows(self.summary_BW))
 
 
 class Block(nn.Module):
@@ -126,6 +129,9 @@ class LatticeModel(nn.Module):
         )
         self.state = nn.Linear(config.state_dim, width)
         tokens = sum(v.tokens for v in self.vision.values()) + 1 + config.text_length
+        self.summarise = nn.Sequential(
+            nn.Linear((tokens - config.text_length + 1) * width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)
+        )
         self.prefix_place = nn.Parameter(torch.randn(tokens, width) * 0.02)
         self.blocks = nn.ModuleList(Block(width, config.heads) for _ in range(config.layers))
         self.canvas = CanvasEmbedding(config.layout, width, config.noise_indices)
@@ -140,18 +146,20 @@ class LatticeModel(nn.Module):
         weight_BL1 = real_BL.unsqueeze(-1).to(x_BLW.dtype)
         sentence_BW = self.read_norm((x_BLW * weight_BL1).sum(1) / weight_BL1.sum(1).clamp(min=1))
         seen = [self.vision[c.replace(".", "_")](images[c], sentence_BW) for c in self.config.cameras]
-        x_BPW = torch.cat([*seen, self.state(state_BS).unsqueeze(1), x_BLW], dim=1) + self.prefix_place
+        read = torch.cat([*seen, self.state(state_BS).unsqueeze(1)], dim=1)
+        summary_BW = self.summarise(torch.cat([read, sentence_BW.unsqueeze(1)], dim=1).flatten(1))
+        x_BPW = torch.cat([read, x_BLW], dim=1) + self.prefix_place
         visible_BP = torch.ones(x_BPW.shape[:2], dtype=torch.bool, device=x_BPW.device)
         visible_BP[:, -words_BL.shape[1] :] = real_BL
         keys, values = [], []
         for block in self.blocks:
             x_BPW, (k, v) = block(x_BPW, visible_BP[:, None, None, :])
             keys.append(k), values.append(v)
-        return Prefix(keys, values, visible_BP)
+        return Prefix(keys, values, visible_BP, summary_BW)
 
     def decode(self, prefix: Prefix, state: State) -> Tensor:
         """One denoising evaluation: the canvas attends to the prefix and to itself. Returns float (B, N, W)."""
-        x_BNW = self.canvas(state)
+        x_BNW = self.canvas(state) + prefix.summary_BW.unsqueeze(1)
         own = torch.ones(x_BNW.shape[:2], dtype=torch.bool, device=x_BNW.device)
         visible = torch.cat([prefix.visible_BP, own], dim=1)[:, None, None, :]
         for block, k, v in zip(self.blocks, prefix.keys, prefix.values, strict=True):
