@@ -23,6 +23,14 @@ from torch import Tensor
 
 VERSION = 1
 CHECKSUMS = "checksums.json"
+SHIPPED = Path(__file__).parent / "checkpoints"
+"""Checkpoints that come with the package; a folder's name is its name."""
+
+
+def resolve(name: str | Path) -> Path:
+    """The folder of a checkpoint: a path, or the name of one that is shipped ("tabletop_nano")."""
+    shipped = SHIPPED / str(name)
+    return shipped if not Path(name).exists() and "/" not in str(name) and shipped.is_dir() else Path(name)
 
 
 def write_folder(target: Path, fill: Callable[[Path], None]) -> Path:
@@ -93,14 +101,6 @@ def verify(folder: Path) -> None:
             raise ValueError(
                 f"checkpoint '{folder}' is damaged: {name} does not match its checksum; use an earlier one"
             )
-
-
-def digest(folder: Path) -> str:
-    """A short hash that names the weights and configuration, for manifests."""
-    sums = json.loads((folder / CHECKSUMS).read_text())
-    return hashlib.sha256("".join(sums.get(n, "") for n in ("model.safetensors", "config.json")).encode()).hexdigest()[
-        :12
-    ]
 
 
 def steps_in(run: Path) -> list[Path]:

@@ -34,6 +34,7 @@ VERBS: dict[str, Verb] = {
     "demo": Verb("vla.demo", "DemoConfig", "demo", "record, train, evaluate and report, small, in one go"),
     "record": Verb("vla.data.record", "RecordConfig", "record", "record demonstrations as a LeRobot dataset"),
     "train": Verb("vla.train.loop", "TrainConfig", "train", "train a policy on a LeRobot dataset"),
+    "export": Verb("vla.train.export", "ExportConfig", "export", "strip a checkpoint of its training state"),
     "eval": Verb("vla.eval.evaluate", "EvalConfig", "evaluate", "run a policy in simulation, with intervals"),
     "report": Verb("vla.eval.report", "ReportConfig", "report", "make one page of a run's figures and videos"),
 }

@@ -207,8 +207,11 @@ class Policy:
         seed: int = 0,
         rows: int | None = None,
     ) -> "Policy":
-        """Load a checkpoint folder. Raises ValueError when it is missing, damaged or of another version."""
-        folder = Path(path)
+        """Load a checkpoint: a folder, or a name of a shipped one ("tabletop_nano").
+
+        Raises ValueError when it is missing, damaged or of another version.
+        """
+        folder = checkpoint.resolve(path)
         checkpoint.verify(folder)
         config = json.loads((folder / "config.json").read_text())
         if config.get("version") != checkpoint.VERSION:

@@ -60,7 +60,7 @@ def test_cached_equals_uncached(arrangement):
     block.forward = spy
     model.encode(images, state, words)
     block.forward = original
-    x = torch.cat([x_prefix["x"], model.canvas(canvas)], dim=1)
+    x = torch.cat([x_prefix["x"], model.canvas(canvas) + prefix.summary_BW.unsqueeze(1)], dim=1)
     observed = x_prefix["x"].shape[1]
     segments = [Segment.OBSERVATION] * observed + [Segment.ACTION] * model.config.layout.positions
     real = torch.cat(

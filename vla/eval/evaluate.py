@@ -40,8 +40,8 @@ IMAGE_SIZE = 64
 class EvalConfig:
     """Evaluate a checkpoint, or a baseline, in simulation."""
 
-    policy: str
-    """checkpoint folder, or "random" or "expert\""""
+    policy: str = "tabletop_nano"
+    """checkpoint folder, the name of a shipped checkpoint, or "random" or "expert\""""
     env: str = "tabletop"
     """environment"""
     suite: str = "demo"
@@ -113,16 +113,17 @@ def _check(config: EvalConfig) -> None:
 
 
 def _load(config: EvalConfig) -> "Policy":
-    path = Path(config.policy)
+    import torch
+
+    from vla.checkpoint import resolve
+    from vla.policy import Policy as LatticePolicy
+
+    path = resolve(config.policy)
     if not path.is_dir():
         raise ValueError(
             f'expected a checkpoint folder, "random" or "expert", got {config.policy!r}, which is no '
             "folder; train one with `vla train`"
         )
-    import torch
-
-    from vla.policy import Policy as LatticePolicy
-
     device = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
     return LatticePolicy.load(
         path,
@@ -228,6 +229,7 @@ def evaluate(
     """
     from rich.console import Console
 
+    from vla.checkpoint import resolve
     from vla.eval.centre import Centre
     from vla.eval.manifest import checkpoint_hash
     from vla.eval.manifest import manifest as make_manifest
@@ -239,7 +241,7 @@ def evaluate(
     tasks = _tasks(config, importlib.import_module(registry))
     episodes = episode_list(tasks, config.episodes, config.first_seed)
     baseline = config.policy in BASELINES and policy is None
-    checkpoint = None if config.policy in BASELINES else Path(config.policy)
+    checkpoint = None if config.policy in BASELINES else resolve(config.policy)
     if not baseline and policy is None:
         policy = _load(config)
     digest = checkpoint_hash(checkpoint) if checkpoint is not None else None

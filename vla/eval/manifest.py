@@ -59,12 +59,12 @@ def checkpoint_hash(path: Path) -> str | None:
     """sha256 over names and contents of a checkpoint folder's weights and JSON files, or None if it has no
     weights.
 
-    Training state (optimizer) is in files of other names or in sub-folders and does not count: it changes no
-    action.
+    Training state (training.*) does not count: it changes no action, and an exported checkpoint has none.
     """
     if not path.is_dir():
         return None
     files = sorted(p for p in path.iterdir() if p.is_file() and p.suffix in (".safetensors", ".json"))
+    files = [p for p in files if p.stem not in ("training", "checksums")]
     if not any(p.suffix == ".safetensors" for p in files):
         return None
     digest = hashlib.sha256()

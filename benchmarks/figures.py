@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Write the README's figures from benchmarks/results/*.json: `python benchmarks/figures.py [--check]`.
+
+--check changes nothing and exits 1 if the README is not what the results say.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+BEGIN, END = "<!-- figures -->", "<!-- /figures -->"
+SHOWN = {
+    "demo": {
+        "success": "demo: success of the policy that `make demo` trains (reach and push)",
+        "swapped_success": "demo: told about another block, judged by the first",
+        "random_success": "demo: random actions",
+        "minutes": "demo: everything",
+        "record_fps_per_core": "simulate and render at 96 px, a core",
+        "loader_fps": "cached frames into training batches at 96 px",
+    },
+    "checkpoint": {
+        "checkpoint_success": "shipped checkpoint: all 15 templates",
+        "checkpoint_success_tier1": "shipped checkpoint: tier 1, reach and push",
+        "checkpoint_success_tier2": "shipped checkpoint: tier 2, lift and place",
+        "checkpoint_success_tier3": "shipped checkpoint: tier 3, stack and relations",
+    },
+}
+
+
+def cell(row: dict[str, Any]) -> str:
+    if row["unit"] == "fraction":
+        low, high = row["interval"]
+        return f"{100 * row['value']:.1f} % ({100 * low:.1f}-{100 * high:.1f}, n = {row['n']})"
+    unit = {"min": "min", "1/s": "frames/s"}[row["unit"]]
+    return f"{row['value']:,} {unit}"
+
+
+def figures() -> str:
+    """The Markdown between the markers."""
+    lines, sources = ["| measured | value | goal |", "|---|---|---|"], []
+    for bench, shown in SHOWN.items():
+        path = ROOT / "benchmarks" / "results" / f"{bench}.json"
+        if not path.exists():
+            continue
+        results = json.loads(path.read_text())
+        rows = {row["id"]: row for row in results["rows"]}
+        sources.append(f"`{path.relative_to(ROOT)}` ({results['machine']}, commit {str(results['commit'])[:7]})")
+        lines += [f"| {text} | {cell(rows[i])} | {rows[i].get('goal', '')} |" for i, text in shown.items() if i in rows]
+    notes = "Success with 95 % intervals, on seeds that were never recorded. From " + " and ".join(sources) + "."
+    return "\n".join([BEGIN, *lines, "", notes, END])
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true")
+    arguments = parser.parse_args()
+    readme = ROOT / "README.md"
+    text = readme.read_text()
+    before, rest = text.split(BEGIN)
+    new = before + figures() + rest.split(END)[1]
+    if arguments.check:
+        return int(new != text)
+    readme.write_text(new)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
