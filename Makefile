@@ -70,7 +70,8 @@ $(INSTALLED): requirements.lock pyproject.toml
 	fi
 	@if [ "$(UV)" = "$(BIN)/uv" ] && [ ! -x $(BIN)/uv ]; then $(BIN)/python -m pip install -qq --disable-pip-version-check 'uv>=0.9,<1'; fi
 	@echo "[2/3] $$(grep -c '^[a-z0-9]' requirements.lock) packages of requirements.lock (about 6 GB; a minute, longer on a slow line)"
-	@$(UV) pip install --python $(BIN)/python --compile-bytecode --quiet -r requirements.lock
+	@if [ -t 2 ]; then quiet=; else quiet=--quiet; fi; \
+	$(UV) pip install --python $(BIN)/python --compile-bytecode $$quiet -r requirements.lock
 	@echo "[3/3] this checkout, editable"
 	@$(UV) pip install --python $(BIN)/python --quiet --no-deps --no-build-isolation -e .
 	@touch $@; echo "installed in $$(( $$(date +%s) - $(BEGAN) )) s"

@@ -87,7 +87,7 @@ def card(results: dict[str, Any], config: dict[str, Any]) -> str:
             "python benchmarks/checkpoint.py",
             "```",
             "",
-            f"{config['step']} steps. Measured on {results['machine']} ({results['date'][:10]}); success in %, 95 % intervals:",
+            f"{config['step']} steps. Measured on {results['machine']} ({results['date'][:10]}); success in % (95 %):",
             "",
             "| what | success | n |",
             "|---|---|---|",

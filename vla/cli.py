@@ -36,6 +36,9 @@ VERBS: dict[str, Verb] = {
     "train": Verb("vla.train.loop", "TrainConfig", "train", "train a policy on a LeRobot dataset"),
     "export": Verb("vla.train.export", "ExportConfig", "export", "strip a checkpoint of its training state"),
     "eval": Verb("vla.eval.evaluate", "EvalConfig", "evaluate", "run a policy in simulation, with intervals"),
+    "compare": Verb(
+        "vla.eval.compare", "CompareConfig", "compare", "compare two evaluations on the same episodes, paired"
+    ),
     "report": Verb("vla.eval.report", "ReportConfig", "report", "make one page of a run's figures and videos"),
 }
 

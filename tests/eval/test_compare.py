@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+import json
+
+import pytest
+
+from vla.eval.compare import CompareConfig, compare, episodes_needed
+from vla.eval.episodes import EpisodeResult, write_results
+
+
+def evaluation(folder, successes, mujoco="3.3.0", frame="f"):
+    """An evaluation of task "reach" whose episode i succeeded if successes[i]."""
+    folder.mkdir()
+    rows = [EpisodeResult("reach", i, "x", "x", s, 9, f"{frame}{i}", 0.1, 2) for i, s in enumerate(successes)]
+    write_results(folder / "episodes.jsonl", rows)
+    about = {"name": folder.name, "env": "tabletop", "manifest": {"versions": {"mujoco": mujoco}, "image_size": 64}}
+    (folder / "summary.json").write_text(json.dumps(about))
+    return folder
+
+
+def test_a_difference_is_paired_and_signed(tmp_path):
+    a = evaluation(tmp_path / "a", [True] * 50 + [False] * 50)
+    b = evaluation(tmp_path / "b", [True] * 70 + [False] * 30)
+    result = compare(CompareConfig(a, b, out=tmp_path / "c.json"))
+    assert (result["only_a"], result["only_b"], result["difference"]) == (0, 20, 0.2)
+    assert 0.1 < result["interval"][0] < 0.2 < result["interval"][1] and result["p_value"] < 1e-4
+    assert json.loads((tmp_path / "c.json").read_text())["tasks"]["reach"]["n"] == 100
+    assert compare(CompareConfig(b, a))["difference"] == -0.2
+    same = compare(CompareConfig(a, a))
+    assert same["difference"] == 0 and same["needed"] is None and same["p_value"] == 1
+
+
+def test_pairs_needed_grow_as_the_difference_shrinks():
+    assert episodes_needed(5, 15, 100) < episodes_needed(8, 12, 100)
+    assert episodes_needed(0, 20, 100) < 45  # all discordant pairs point one way
+
+
+@pytest.mark.parametrize("change", [{"mujoco": "3.8.0"}, {"frame": "g"}])
+def test_other_simulators_and_scenes_are_refused(tmp_path, change):
+    a, b = evaluation(tmp_path / "a", [True] * 9), evaluation(tmp_path / "b", [True] * 9, **change)
+    with pytest.raises(ValueError, match="differ in more than the policy"):
+        compare(CompareConfig(a, b))
+    assert compare(CompareConfig(a, b, force=True))["n"] == 9
+
+
+def test_other_episodes_and_no_evaluation_are_refused(tmp_path):
+    a, b = evaluation(tmp_path / "a", [True] * 9), evaluation(tmp_path / "b", [True] * 8)
+    with pytest.raises(ValueError, match="same \\(task, seed\\) pairs"):
+        compare(CompareConfig(a, b))
+    with pytest.raises(ValueError, match=r"no summary\.json"):
+        compare(CompareConfig(a, tmp_path / "c"))

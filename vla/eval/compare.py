@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`vla compare --a A --b B`: two evaluations on the same (task, seed) episodes, paired.
+
+Pairing removes the difficulty of the scene, so that a difference needs fewer episodes than two separate rates do.
+What must agree is checked, not assumed: the episodes, the first frames, the simulator and its version.
+"""
+
+import json
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vla.eval.episodes import EpisodeResult, read_results
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+@dataclass(frozen=True)
+class CompareConfig:
+    """Is B better than A? Both are folders that `vla eval` wrote, with the same suite, episodes and seeds."""
+
+    a: Path
+    """evaluation folder"""
+    b: Path
+    """evaluation folder; the difference is B minus A"""
+    out: Path | None = None
+    """also write the comparison here, as JSON"""
+    force: bool = False
+    """compare although simulator versions or settings differ"""
+
+
+def episodes_needed(only_a: int, only_b: int, n: int, power: float = 0.8, alpha: float = 0.05) -> int | None:
+    """Pairs that a McNemar test needs to see a difference as large as the one observed (Connor 1987).
+
+    `only_a`, `only_b`: pairs of `n` that one side alone solved. None if the observed difference is zero.
+    """
+    from scipy.stats import norm
+
+    discordant, difference = (only_a + only_b) / n, abs(only_b - only_a) / n
+    if difference == 0:
+        return None
+    z_alpha, z_power = norm.ppf(1 - alpha / 2), norm.ppf(power)
+    root = z_alpha * math.sqrt(discordant) + z_power * math.sqrt(max(discordant - difference**2, 0.0))
+    return math.ceil((root / difference) ** 2)
+
+
+def compare(config: CompareConfig, console: "Console | None" = None) -> dict[str, Any]:
+    """Compare, print, and return {n, a, b, difference, interval, p_value, only_a, only_b, needed, tasks}.
+
+    Raises ValueError when a folder is no evaluation, or when the two are not of the same episodes.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from vla.eval.statistics import compare_paired
+
+    (results_a, summary_a), (results_b, summary_b) = _read(config.a), _read(config.b)
+    if not config.force:
+        _check_same(results_a, results_b, summary_a, summary_b)
+    rows = {}
+    for task in ("all", *sorted({r.task for r in results_a})):
+        sides = [
+            {(r.task, r.seed): r.success for r in results if task in ("all", r.task)}
+            for results in (results_a, results_b)
+        ]
+        paired = compare_paired(*sides)
+        rates = {side: sum(s.values()) / len(s) for side, s in zip("ab", sides, strict=True)}
+        needed = episodes_needed(paired.only_a, paired.only_b, paired.n)
+        rows[task] = {**rates, **asdict(paired), "interval": list(paired.interval), "needed": needed}
+    table = Table("task", "n", "A", "B", "B - A", "95 % interval", "p", "pairs needed", box=None)
+    for task, row in rows.items():
+        low, high = (f"{100 * x:+.1f}" for x in row["interval"])
+        rates = [f"{100 * row[side]:.1f} %" for side in "ab"]
+        difference = [f"{100 * row['difference']:+.1f}", f"{low} to {high}", f"{row['p_value']:.3g}"]
+        table.add_row(task, str(row["n"]), *rates, *difference, "" if row["needed"] is None else str(row["needed"]))
+    console = console or Console(highlight=False)
+    console.print(f"A  {summary_a['name']}  {config.a}\nB  {summary_b['name']}  {config.b}", soft_wrap=True)
+    console.print(table)
+    overall = rows.pop("all")
+    low, high = overall["interval"]
+    if low <= 0 <= high:
+        more = f"; a difference of this size needs about {overall['needed']} pairs" if overall["needed"] else ""
+        console.print(f"No difference that {overall['n']} pairs could show{more}.", soft_wrap=True)
+    else:
+        console.print(f"{'B' if low > 0 else 'A'} is better (exact McNemar p = {overall['p_value']:.3g}).")
+    result = {"bench": "compare", **overall, "tasks": rows}
+    if config.out is not None:
+        config.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    return result
+
+
+def _read(folder: Path) -> tuple[list[EpisodeResult], dict[str, Any]]:
+    if not (folder / "summary.json").is_file():
+        raise ValueError(f"expected a finished evaluation, got '{folder}', which has no summary.json; run `vla eval`")
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    return read_results(folder / "episodes.jsonl"), summary
+
+
+def _check_same(
+    a: list[EpisodeResult], b: list[EpisodeResult], about_a: dict[str, Any], about_b: dict[str, Any]
+) -> None:
+    frames = {r.episode: r.first_frame_sha256 for r in a}
+    sized = about_a["manifest"].get("image_size") == about_b["manifest"].get("image_size")
+    other = [r.episode for r in b if sized and frames.get(r.episode, r.first_frame_sha256) != r.first_frame_sha256]
+    differs = [f"the first frame of {e.task} seed {e.seed}" for e in other[:1]]
+    differs += [k for k in ("env",) if about_a[k] != about_b[k]]
+    versions = [about["manifest"]["versions"] for about in (about_a, about_b)]
+    differs += [
+        f"{k} {versions[0].get(k)} / {versions[1].get(k)}"
+        for k in ("mujoco",)
+        if versions[0].get(k) != versions[1].get(k)
+    ]
+    if differs:
+        raise ValueError(
+            f"the evaluations differ in more than the policy: {', '.join(differs)}; evaluate both in the same setting, "
+            "or compare anyway with --force"
+        )
