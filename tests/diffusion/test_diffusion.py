@@ -199,7 +199,5 @@ def test_golden_loss_and_sample():
     c = corrupted(4)
     loss = total_loss(digit_losses(model(*observation(4), c.state, c.digits_BNSD), c)).item()
     tokens = sample(model, model.encode(*observation(4)), randomness.fold(0, torch.arange(4)), Sampling(4, 1.0)).state
-    assert (round(loss, 3), tokens.digits_BNSD[0, 0].flatten().tolist()) == GOLDEN
-
-
-GOLDEN = (0.0, [])
+    assert loss == pytest.approx(4.3116, abs=2e-3)
+    assert tokens.digits_BNSD[0, 0].flatten().tolist() == [14, 2, 4, 4, 7, 8, 15, 14]
