@@ -61,20 +61,20 @@ def compare(config: CompareConfig, console: "Console | None" = None) -> dict[str
         _check_same(results_a, results_b, summary_a, summary_b)
     rows = {}
     for task in ("all", *sorted({r.task for r in results_a})):
-        sides = [
+        side_a, side_b = (
             {(r.task, r.seed): r.success for r in results if task in ("all", r.task)}
             for results in (results_a, results_b)
-        ]
-        paired = compare_paired(*sides)
-        rates = {side: sum(s.values()) / len(s) for side, s in zip("ab", sides, strict=True)}
+        )
+        paired = compare_paired(side_a, side_b)
+        rates = {"a": sum(side_a.values()) / len(side_a), "b": sum(side_b.values()) / len(side_b)}
         needed = episodes_needed(paired.only_a, paired.only_b, paired.n)
         rows[task] = {**rates, **asdict(paired), "interval": list(paired.interval), "needed": needed}
     table = Table("task", "n", "A", "B", "B - A", "95 % interval", "p", "pairs needed", box=None)
     for task, row in rows.items():
         low, high = (f"{100 * x:+.1f}" for x in row["interval"])
-        rates = [f"{100 * row[side]:.1f} %" for side in "ab"]
+        both = [f"{100 * row[side]:.1f} %" for side in "ab"]
         difference = [f"{100 * row['difference']:+.1f}", f"{low} to {high}", f"{row['p_value']:.3g}"]
-        table.add_row(task, str(row["n"]), *rates, *difference, "" if row["needed"] is None else str(row["needed"]))
+        table.add_row(task, str(row["n"]), *both, *difference, "" if row["needed"] is None else str(row["needed"]))
     console = console or Console(highlight=False)
     console.print(f"A  {summary_a['name']}  {config.a}\nB  {summary_b['name']}  {config.b}", soft_wrap=True)
     console.print(table)
