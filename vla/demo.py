@@ -151,9 +151,10 @@ def demo(config: DemoConfig) -> dict[str, Any]:
     marks = [*seconds.values(), time.time()]
     results = {
         "bench": "demo",
-        "machine": manifest.get("machine") or manifest.get("cpu"),
-        "versions": manifest.get("versions"),
-        "commit": manifest.get("git_commit") or manifest.get("commit"),
+        "machine": f"{manifest['cpu']}, {manifest['cores']} cores",
+        "versions": manifest["versions"],
+        "commit": manifest["git_commit"],
+        "date": manifest["date"],
         "seeds": {"train": config.seed, "evaluation": "0.. per task", "recording": "1000000.."},
         "rows": rows,
         "facts": {
