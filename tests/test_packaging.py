@@ -186,7 +186,9 @@ def test_wheel_installs_vla_and_nothing_else(wheel: zipfile.ZipFile) -> None:
     tops = {name.split("/")[0] for name in wheel.namelist() if ".dist-info/" not in name}
     assert tops == {"vla"}
     assert {"vla/py.typed", "vla/cli.py", "vla/policy.py"} <= set(wheel.namelist())
-    assert not [name for name in wheel.namelist() if name.endswith((".pyc", ".safetensors", ".mp4"))]
+    weights = [name for name in wheel.namelist() if name.endswith(".safetensors")]
+    assert weights == ["vla/checkpoints/tabletop_nano/model.safetensors"]
+    assert not [name for name in wheel.namelist() if name.endswith((".pyc", ".mp4"))]
 
 
 def test_installed_distribution_agrees() -> None:
