@@ -52,7 +52,6 @@ class Recipe:
     # --- data ---
     holdout: float = 0.02
     """Fraction of episodes kept for validation."""
-    loader: Literal["cache"] = "cache"
 
 
 def tabletop_nano() -> Recipe:
@@ -111,7 +110,3 @@ def _nearest(name: str, names: Any) -> str:
 def to_dict(recipe: Recipe) -> dict[str, Any]:
     """Plain data for config files."""
     return dataclasses.asdict(recipe)
-
-
-def from_dict(data: dict[str, Any]) -> Recipe:
-    return Recipe(**{**data, "programs": Programs(**data["programs"]), "sampling": Sampling(**data["sampling"])})
