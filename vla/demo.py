@@ -186,7 +186,7 @@ def _success_row(name: str, summary: Any, limit: float, side: str) -> dict[str, 
     success = summary["success"]
     return {
         "id": name,
-        "value": success,
+        "value": round(success, 6),
         "unit": "fraction",
         "n": summary["n"],
         "interval": list(summary["interval"]),
