@@ -47,6 +47,15 @@ def test_a_resumed_run_is_bit_identical(tiny_run, tiny_dataset, tmp_path):
     assert not list((half / "checkpoints").glob(".writing*"))
 
 
+def test_a_resumed_run_keeps_its_total_whatever_the_time_limit(tiny_dataset, tmp_path):
+    """The schedule was fitted to the limit once; fitting it again would change the learning rate of every step left."""
+    run = tmp_path / "run"
+    train(tiny_config(tiny_dataset, run, steps=92, save_interval=46, val_interval=92))
+    shutil.rmtree(run / "checkpoints" / "0000092")
+    resumed = train(tiny_config(tiny_dataset, run, resume=True, minutes=1e-6, save_interval=46, val_interval=92))
+    assert resumed["steps"] == 92
+
+
 def test_sigterm_saves_and_resume_goes_on(tiny_run, tiny_dataset, tmp_path):
     run = tmp_path / "run"
     command = [sys.executable, "-m", "vla.cli", "train", "--dataset", tiny_dataset, "--out", run, "--recipe"]

@@ -99,7 +99,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         for step, batch in batches:
             if step >= total or stop:
                 break
-            if config.minutes and step == start + 40:
+            if config.minutes and step == start + 40 and start < 40:  # a resumed run keeps the total it had
                 total = fit_steps(30, time.perf_counter() - rate_from, config.minutes, began, step, total)
                 metrics.total = total
             if step == start + 10:
