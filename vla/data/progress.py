@@ -5,6 +5,7 @@ A job that is over within two seconds says nothing there.
 """
 
 import time
+from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -45,7 +46,7 @@ class JobProgress:
                 soft_wrap=True,
             )
 
-    def __enter__(self) -> "JobProgress":
+    def __enter__(self) -> Self:
         if self.bar is not None:
             self.bar.start()
         return self

@@ -284,7 +284,7 @@ def evaluate(
                     done.append(result)
                     file.write(to_line(result))
                     file.flush()
-                    bar.add(result.success)
+                    bar.count(result.success)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(
                 f"{len(done)} of {len(episodes)} episodes are saved in {config.out}; --resume goes on from there"
