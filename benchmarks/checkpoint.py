@@ -12,6 +12,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
+from vla.bench.results import Row, results, show, write
 from vla.checkpoint import resolve
 from vla.eval.evaluate import EvalConfig, evaluate
 from vla.eval.statistics import wilson_interval
@@ -33,38 +36,28 @@ def run(policy: str, episodes: int) -> dict[str, Any]:
 
     goal, value = 0.80, everything["success"]
     rows = [
-        {
-            "id": "checkpoint_success",
-            "value": value,
-            "unit": "fraction",
-            "n": everything["n"],
-            "interval": everything["interval"],
-            "goal": f"at least {goal}",
-            "passes": value >= goal,
-            "note": "all 15 templates, equal weights, seeds 0.. of each",
-        }
+        Row(
+            "checkpoint_success",
+            value,
+            "fraction",
+            everything["n"],
+            everything["interval"],
+            f"at least {goal}",
+            value >= goal,
+            "all 15 templates, equal weights, seeds 0.. of each",
+        )
     ]
     for tier in TIERS:
         tasks = [everything["tasks"][task] for task in suites("tabletop")[tier]]
         n = sum(t["n"] for t in tasks)
         successes = round(sum(t["success"] * t["n"] for t in tasks))
-        row = {"id": f"checkpoint_success_{tier}", "value": successes / n, "unit": "fraction", "n": n}
-        rows.append(row | {"interval": list(wilson_interval(successes, n))})
-    row = {"id": "checkpoint_swapped_tier1", "value": swapped["success"], "unit": "fraction", "n": swapped["n"]}
-    rows.append(row | {"interval": swapped["interval"], "note": "told about another object, judged by the first"})
-    manifest = everything["manifest"]
-    return {
-        "bench": "checkpoint",
-        "machine": f"{manifest['cpu']}, {manifest['cores']} cores",
-        "versions": manifest["versions"],
-        "commit": manifest["git_commit"],
-        "date": manifest["date"],
-        "checkpoint_sha256": manifest["checkpoint_sha256"],
-        "seeds": "0.. of each task",
-        "rows": rows,
-        "tasks": everything["tasks"],
-        "latency_ms": everything["latency_ms"],
-    }
+        row_id, interval = f"checkpoint_success_{tier}", wilson_interval(successes, n)
+        rows.append(Row(row_id, successes / n, "fraction", n, interval))
+    note = "told about another object, judged by the first"
+    told = Row("checkpoint_swapped_tier1", swapped["success"], "fraction", swapped["n"], swapped["interval"], note=note)
+    extra = {key: everything[key] for key in ("tasks", "latency_ms")}
+    extra["checkpoint_sha256"] = everything["manifest"]["checkpoint_sha256"]
+    return results("checkpoint", [*rows, told], "0.. of each task", extra)
 
 
 def card(results: dict[str, Any], config: dict[str, Any]) -> str:
@@ -106,12 +99,11 @@ def main() -> None:
     parser.add_argument("--policy", default="tabletop_nano")
     parser.add_argument("--episodes", type=int, default=600)
     arguments = parser.parse_args()
-    results = run(arguments.policy, arguments.episodes)
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(results, indent=2) + "\n")
+    measured = run(arguments.policy, arguments.episodes)
+    write(measured, RESULTS)
     folder = resolve(arguments.policy)
-    (folder / "README.md").write_text(card(results, json.loads((folder / "config.json").read_text())))
-    print(json.dumps({"bench": "checkpoint", "rows": {r["id"]: r["value"] for r in results["rows"]}}))
+    (folder / "README.md").write_text(card(measured, json.loads((folder / "config.json").read_text())))
+    show(measured, Console())
 
 
 if __name__ == "__main__":

@@ -9,10 +9,6 @@ begins at 50,000, which nobody has looked at.
 """
 
 import argparse
-import datetime
-import importlib.metadata
-import json
-import platform
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,9 +20,10 @@ from rich.progress import track
 from rich.table import Table
 from statsmodels.stats.proportion import proportion_confint
 
+from vla.bench.results import Row, show, write
+from vla.bench.results import results as make_results
 from vla.envs.tabletop import TabletopEnv
 from vla.envs.tabletop.tasks import TASKS
-from vla.eval.manifest import cpu_model, git_commit
 
 Policy = Callable[[TabletopEnv, np.random.Generator], np.ndarray]
 
@@ -136,37 +133,21 @@ def main() -> None:
             mean, longest = values["mean_length"], values["max_length"]
             note = f"mean length {mean}, longest {longest}, limit {TASKS[task].max_steps}"
             rows.append(
-                {"id": f"tabletop/{task}/{name}", "value": values["success"], "unit": "success", "n":
-                values["n"],
-                 "interval": values["interval"], "goal": goal, "passes": bool(passes), "note": note}
+                Row(f"tabletop/{task}/{name}", values["success"], "success", values["n"], values["interval"], goal,
+                    bool(passes), note)
             )  # fmt: skip
     console.print(table)
     for size in (64, 96):
         value = round(frames_per_s(size, args.fps_seconds), 1)
         console.print(f"step + render {size} px, one process: {value:.0f} frames/s")
-        rows.append(
-            {"id": f"tabletop/fps_{size}", "value": value, "unit": "frames/s/core", "n": 1, "interval": None,
-             "goal": ">= 1000" if size == 96 else None, "passes": value >= 1000 if size == 96 else None,
-             "note": "expert episodes of all tasks, resets included"}
-        )  # fmt: skip
-    failed = [row["id"] for row in rows if row["passes"] is False]
+        goal, passes = (">= 1000", value >= 1000) if size == 96 else ("", None)
+        note = "expert episodes of all tasks, resets included"
+        rows.append(Row(f"tabletop/fps_{size}", value, "frames/s/core", 1, None, goal, passes, note))
+    failed = [row.id for row in rows if row.passes is False]
     console.print("all goals met" if not failed else f"missed: {', '.join(failed)}")
-    results = {
-        "bench": "expert_success",
-        "machine": f"{cpu_model()}, {platform.system()}",
-        "versions": {
-            "python": platform.python_version(),
-            "mujoco": importlib.metadata.version("mujoco"),
-            "numpy": np.__version__,
-        },
-        "commit": git_commit(),
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "seeds": [seeds.start, seeds.stop - 1],
-        "rows": rows,
-    }
-    path = Path(__file__).parent / "results" / "expert_success.json"
-    path.write_text(json.dumps(results, indent=1) + "\n")
-    print(json.dumps(results))
+    measured = make_results("expert_success", rows, [seeds.start, seeds.stop - 1])
+    write(measured, Path(__file__).parent / "results" / "expert_success.json")
+    show(measured, console)
 
 
 if __name__ == "__main__":

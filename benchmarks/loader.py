@@ -1,16 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """How fast a dataset becomes batches: writing, decoding once into the cache, gathering. One core, 96 px.
 
-Makes a small synthetic dataset with our own writer in a temporary folder. Prints a table and one last line of
-JSON.
+Makes a small synthetic dataset with our own writer in a temporary folder. Writes benchmarks/results/loader.json,
+prints a table and one last line of JSON.
 
     python benchmarks/loader.py --frames 8000
 """
 
 import argparse
-import json
 import os
-import platform
 import tempfile
 import time
 from pathlib import Path
@@ -18,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
+from vla.bench.results import Row, results, show, write
 from vla.data.batches import Batches, Prefetch
 from vla.data.cache import open_cache
 from vla.data.shard import DatasetSpec, ShardWriter
@@ -96,21 +95,28 @@ def main() -> None:
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     console = Console(highlight=False)
     rates = measure(arguments.frames, arguments.size, arguments.batch_size, arguments.seconds, console)
-    names = {
+    notes = {
         "write": "encode and write a dataset",
         "decode": "decode it into the cache, tables and all",
         "gather": f"gather batches of {arguments.batch_size}",
-        "prefetch": "the same through the prefetching thread",
+        "prefetch": f"batches of {arguments.batch_size} through the prefetching thread",
     }
-    for key, name in names.items():
-        console.print(f"{name:<45} {rates[key]:>10.0f} frames/s   (goal {GOALS[key]})")
-    console.print(f"{'size on the disk':<45} {rates['bytes_per_frame'] / 1000:>10.2f} kB/frame")
     rows = [
-        {"id": f"loader_{key}_fps", "value": round(rates[key]), "unit": "1/s", "n": arguments.frames,
-         "goal": f"at least {goal}", "passes": rates[key] >= goal, "note": f"{arguments.size} px, one core"}
+        Row(
+            f"loader_{key}_fps",
+            round(rates[key]),
+            "1/s",
+            arguments.frames,
+            goal=f"at least {goal}",
+            passes=rates[key] >= goal,
+            note=f"{notes[key]}, {arguments.size} px, one core",
+        )
         for key, goal in GOALS.items()
-    ]  # fmt: skip
-    print(json.dumps({"bench": "loader", "machine": platform.machine(), "rows": rows}))
+    ]
+    measured = results("loader", rows, [0], {"bytes_per_frame": round(rates["bytes_per_frame"], 1)})
+    write(measured, Path(__file__).parent / "results" / "loader.json")
+    console.print(f"{rates['bytes_per_frame'] / 1000:.2f} kB/frame on the disk")
+    show(measured, console)
 
 
 if __name__ == "__main__":

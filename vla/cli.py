@@ -40,6 +40,7 @@ VERBS: dict[str, Verb] = {
         "vla.eval.compare", "CompareConfig", "compare", "compare two evaluations on the same episodes, paired"
     ),
     "report": Verb("vla.eval.report", "ReportConfig", "report", "make one page of a run's figures and videos"),
+    "bench": Verb("vla.bench.run", "BenchConfig", "bench", "measure a claim and print a table and one line of JSON"),
 }
 
 # Which extra brings a package, for the message when it is missing. Import names, not distribution names.

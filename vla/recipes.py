@@ -27,6 +27,9 @@ class Recipe:
     base: int = 16
     arrangement: ActionArrangement = "per_step"
     noise_indices: int = 64
+    """How many interchangeable masks there are; 1: one."""
+    noise_candidates: int = 4
+    """Noise indices that training looks at, to learn from the one that explains the sample best; 1: the one drawn."""
     width: int = 128
     layers: int = 2
     heads: int = 4
@@ -64,12 +67,17 @@ def tabletop_nano() -> Recipe:
     return Recipe()
 
 
+def tabletop_state() -> Recipe:
+    """The tabletop from its state instead of pixels (environment `tabletop_state`): for ablations of the lattice."""
+    return Recipe(steps=3000, batch_size=64)
+
+
 def tabletop_test() -> Recipe:
     """Seconds instead of minutes, learns nothing: for tests that run the real commands."""
     return Recipe(image_size=32, width=32, layers=1, heads=2, steps=8, batch_size=8, warmup=2, holdout=0.2)
 
 
-RECIPES = {f.__name__: f for f in (tabletop_nano, tabletop_test)}
+RECIPES = {f.__name__: f for f in (tabletop_nano, tabletop_state, tabletop_test)}
 
 
 def get(name: str, overrides: tuple[str, ...] = ()) -> Recipe:

@@ -3,6 +3,7 @@
 
 import hashlib
 import io
+import logging
 import sys
 from pathlib import Path
 
@@ -51,3 +52,18 @@ def dataset(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def cache(dataset, tmp_path_factory) -> FrameCache:
     return open_cache(dataset, cache_dir=tmp_path_factory.mktemp("cache"), console=quiet())
+
+
+@pytest.fixture(scope="module")
+def lerobot_dataset(tmp_path_factory):
+    """Stock LeRobot's class, without network and with caches of its own."""
+    patch = pytest.MonkeyPatch()
+    patch.setenv("HF_HUB_OFFLINE", "1")
+    patch.setenv("HF_DATASETS_CACHE", str(tmp_path_factory.mktemp("hf")))
+    module = pytest.importorskip("lerobot.datasets.lerobot_dataset")
+    import datasets
+
+    patch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path_factory.mktemp("hf2")))
+    logging.getLogger("lerobot").setLevel(logging.ERROR)
+    yield module.LeRobotDataset
+    patch.undo()

@@ -1,27 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Stock LeRobot opens what we record, and we open what stock LeRobot records."""
 
-import logging
-
 import numpy as np
 import pytest
 from conftest import quiet
 
 from vla.data.cache import open_cache
-
-
-@pytest.fixture(scope="module")
-def lerobot_dataset(tmp_path_factory):
-    patch = pytest.MonkeyPatch()
-    patch.setenv("HF_HUB_OFFLINE", "1")
-    patch.setenv("HF_DATASETS_CACHE", str(tmp_path_factory.mktemp("hf")))
-    module = pytest.importorskip("lerobot.datasets.lerobot_dataset")
-    import datasets
-
-    patch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path_factory.mktemp("hf2")))
-    logging.getLogger("lerobot").setLevel(logging.ERROR)
-    yield module.LeRobotDataset
-    patch.undo()
 
 
 def test_stock_lerobot_opens_a_recording(lerobot_dataset, dataset, cache):

@@ -112,13 +112,13 @@ def test_padding_words_are_never_looked_at():
 def test_a_digit_sees_the_digits_before_it_and_none_after(arrangement):
     model = make(arrangement)
     images, state, words, canvas, digits = inputs(model)
-    coarse, fine = model(images, state, words, canvas, digits)
+    (coarse, fine), _ = model(images, state, words, canvas, digits)
     changed = digits.clone()
     changed[..., 1] = (changed[..., 1] + 1) % 16
-    coarse_2, fine_2 = model(images, state, words, canvas, changed)
+    (coarse_2, fine_2), _ = model(images, state, words, canvas, changed)
     assert torch.equal(coarse, coarse_2) and torch.equal(fine, fine_2)
     changed[..., 0] = (changed[..., 0] + 1) % 16
-    coarse_3, fine_3 = model(images, state, words, canvas, changed)
+    (coarse_3, fine_3), _ = model(images, state, words, canvas, changed)
     assert torch.equal(coarse, coarse_3) and not torch.allclose(fine, fine_3)
 
 
@@ -132,7 +132,8 @@ def test_hidden_digits_do_not_leak_into_the_embedding():
 def test_every_parameter_gets_a_gradient():
     model = make(cameras=("front", "wrist"))
     images, state, words, canvas, digits = inputs(model)
-    sum(logits.square().mean() for logits in model(images, state, words, canvas, digits)).backward()
+    logits, quality = model(images, state, words, canvas, digits)
+    sum(x.square().mean() for x in (*logits, quality)).backward()
     assert [n for n, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0] == []
 
 

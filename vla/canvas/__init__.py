@@ -3,9 +3,11 @@
 
 from vla.canvas.lattice import Provenance, State, climb, descend, hidden, is_complete, revealed
 from vla.canvas.layout import ActionLayout, Segment, attention_mask
+from vla.canvas.numerals import Numerals
 
 __all__ = [
     "ActionLayout",
+    "Numerals",
     "Provenance",
     "Segment",
     "State",

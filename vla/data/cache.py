@@ -165,9 +165,10 @@ def _build(tables: LeRobotFiles, path: Path, size: int | None, workers: int, con
             frames = np.lib.format.open_memmap(temporary / files[camera], "w+", np.uint8, (n, height, width, 3))
             maps.append(frames)
             jobs += _jobs(tables, camera, frames, size, workers)
-        total = n * len(shapes)
-        with JobProgress(console or Console(highlight=False), f"decode {tables.root.name}", total) as progress:
-            _run(jobs, workers, lambda count: progress.add(count, count))
+        if jobs:  # a dataset may have no cameras
+            total = n * len(shapes)
+            with JobProgress(console or Console(highlight=False), f"decode {tables.root.name}", total) as progress:
+                _run(jobs, workers, lambda count: progress.add(count, count))
         for frames in maps:
             frames.flush()
         del maps

@@ -45,8 +45,8 @@ class RecordConfig:
     """Episodes to attempt; those in which the expert fails are left out."""
     image_size: int = 64
     """Side of the pictures, pixels, even."""
-    cameras: tuple[str, ...] = ("front",)
-    """Cameras to record."""
+    cameras: tuple[str, ...] | None = None
+    """Cameras to record; none: the environment's usual ones ("front"; tabletop_state has no camera)."""
     noise: tuple[float, ...] = (0.0, 0.1, 0.2)
     """Standard deviations of the noise on the executed action, in turn over episodes; the gripper is spared.
     """
@@ -90,7 +90,8 @@ def record(
 ) -> dict[str, Any]:
     """Record what `config` says. Returns what was recorded, and how fast.
 
-    `registry`: the module, by name, whose `make_env`, `suites` and `ENVS` are used; workers import it.
+    `registry`: the module, by name, whose `make_env`, `suites`, `ENVS` and (if it has it) `CAMERAS` are used;
+    workers import it.
     `console`: for the progress bar, default standard output. Keys of the result: out, episodes, frames,
     attempted, success_rate, tasks {task: {attempted, succeeded, recorded}}, seconds, frames_per_s, workers,
     bytes_per_frame.
@@ -99,7 +100,10 @@ def record(
     numbers that are not finite. KeyboardInterrupt passes through after the workers have ended; the shards
     finished until then are a valid dataset.
     """
-    tasks = _check(config, importlib.import_module(registry))
+    known = importlib.import_module(registry)
+    if config.cameras is None:
+        config = dataclasses.replace(config, cameras=_usual_cameras(known, config.env))
+    tasks = _check(config, known)
     _prepare(config)
 
     from rich.console import Console
@@ -182,6 +186,11 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def _usual_cameras(registry: Any, env: str) -> tuple[str, ...]:
+    """What is recorded unless the user says otherwise; a registry without CAMERAS means the front camera."""
+    return tuple(getattr(registry, "CAMERAS", {}).get(env, ("front",)))
+
+
 _NOT_CONTENT = ("out", "workers", "resume", "overwrite")
 
 
@@ -202,8 +211,11 @@ def _check(config: RecordConfig, registry: Any) -> tuple[str, ...]:
         raise ValueError(f"expected workers >= 0 (0: one per core), got {config.workers}")
     if config.image_size % 2:
         raise ValueError(f"expected an even image_size (h264 needs it), got {config.image_size}")
-    if not config.cameras or len(set(config.cameras)) != len(config.cameras):
-        raise ValueError(f"expected one or more different cameras, got {config.cameras}")
+    cameras = config.cameras or ()
+    sighted = bool(_usual_cameras(registry, config.env))
+    if len(set(cameras)) != len(cameras) or bool(cameras) != sighted:
+        wanted = "one or more different cameras" if sighted else "no cameras"
+        raise ValueError(f"expected {wanted} for '{config.env}', got {cameras}; leave out --cameras for its usual ones")
     if not config.noise or not all(0 <= sigma < math.inf for sigma in config.noise):
         raise ValueError(f"expected one or more noise levels >= 0, got {config.noise}")
     if config.seed < EVALUATION_SEEDS:

@@ -24,7 +24,7 @@ class DatasetSpec:
 
     fps: int
     cameras: dict[str, tuple[int, int]]
-    """camera name -> (height, width), pixels, even"""
+    """camera name -> (height, width), pixels, even; may be empty: then the dataset has no videos"""
     state_names: tuple[str, ...]
     action_names: tuple[str, ...]
     robot_type: str = "tabletop"
@@ -39,7 +39,7 @@ class Episode:
     instruction: str
     length: int
     clip: int
-    """which of the shard's video files"""
+    """which of the shard's video files; -1 without cameras"""
     from_s: float
     to_s: float
     extra: dict[str, Any]
@@ -116,7 +116,7 @@ class ShardWriter:
         """
         length, spec = len(action_TA), self.spec
         self._check(images, state_TS, action_TA, instruction, name)
-        if not self._writers or next(iter(self._writers.values())).frames > MAX_SECONDS * spec.fps:
+        if spec.cameras and (not self._writers or next(iter(self._writers.values())).frames > MAX_SECONDS * spec.fps):
             self._next_clip()
         from_s, to_s = 0.0, 0.0
         stats: dict[str, Stats] = {}

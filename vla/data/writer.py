@@ -228,7 +228,7 @@ class DatasetWriter:
             "data_files_size_in_mb": 100,
             "video_files_size_in_mb": 200,
             "data_path": DATA_PATH,
-            "video_path": VIDEO_PATH,
+            "video_path": VIDEO_PATH if spec.cameras else None,
             "robot_type": spec.robot_type,
             "splits": {"train": f"0:{self.episodes}"},
         }

@@ -1,36 +1,77 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The loss: cross-entropy of the digits that are hidden.
+"""The loss: cross-entropy of the digits that are hidden, and whether those that are shown are true.
 
 For a canvas x with digits x[n, d] and a corrupted state s that shows the first known[n] digits of token n,
 
-    L = sum_d w_d  mean_{n : known[n] <= d} [ -log p(x[n, d] | s, x[n, <d]) ],      w = (1, 1/2, 1/4, ...)
+    L = sum_d w_d  mean_{n : known[n] <= d} [ -log p(x[n, d] | s, z, x[n, <d]) ]  +  w_q mean_{n, d shown} BCE(q[n, d]),
+
+    w_d = 2^-d,  w_q = 0.1.
 
 The chain inside a position (digit d is predicted given the digits before it) makes the sum over d of a fully hidden
 token its exact -log-likelihood given s. The mean over hidden tokens, not their sum over 1/t, is the weighting of
 MaskGIT and of most masked VLAs: it bounds the NLL from above up to the weights of the levels (for w = 1 and ratios
 drawn as 1/t it is the MDLM bound, Sahoo et al. 2024, eq. 10). Fine digits weigh less: they are worth less in the
-robot's units. The mean is taken over the batch, so that samples with much to ask weigh more than those with little.
+robot's units. The mean is taken over the batch and the segment, so that samples with much to ask weigh more than those
+with little, and long segments do not drown short ones.
+
+The noise index z of first copies is picked among K candidates (`noise.explain`): the bound of an importance-weighted
+autoencoder on the likelihood of the one-evaluation sampler.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vla.diffusion.programs import Corrupted
+from vla.diffusion.noise import explain
+from vla.diffusion.programs import COPIES, Corrupted
+from vla.model import LatticeModel, Prefix
+
+QUALITY_WEIGHT = 0.1
+
+
+def losses(
+    model: LatticeModel, prefix: Prefix, corrupted: Corrupted, key_B: Tensor, candidates: int = 1
+) -> tuple[list[Tensor], Tensor]:
+    """One evaluation of the network. Returns (the loss of each digit, the loss of the quality head), scalars in nats.
+
+    `prefix`: one row a sample, encoded once for both copies. `candidates`: how many noise indices are looked at for a
+    sample; 1 looks at none and keeps the one that was drawn.
+    """
+    state = corrupted.state
+    if candidates > 1 and model.config.noise_indices > 1:
+        first = slice(0, None, COPIES)
+        picked = explain(model, prefix, corrupted, first, key_B, candidates)
+        noise_BNS = state.noise_BNS.clone()
+        noise_BNS[first] = picked[:, None, None]
+        state = state.with_noise(noise_BNS)
+    h_BNW = model.decode(prefix.repeat(COPIES), state)
+    digits = digit_losses(model.head(h_BNW, corrupted.digits_BNSD), corrupted)
+    return digits, quality_loss(model.quality(h_BNW), corrupted)
 
 
 def digit_losses(logits: list[Tensor], corrupted: Corrupted) -> list[Tensor]:
     """Mean cross-entropy of each digit in nats, a list of D scalars. `logits`: D tensors (B, N, S, V)."""
-    losses = []
+    result = []
     for d, logits_BNSV in enumerate(logits):
         nll_BNS = F.cross_entropy(
             logits_BNSV.flatten(0, -2), corrupted.digits_BNSD[..., d].flatten(), reduction="none"
         ).view(logits_BNSV.shape[:-1])
-        asked_BNS = corrupted.asked_BNSD[..., d].to(nll_BNS.dtype)
-        losses.append((nll_BNS * asked_BNS).sum() / asked_BNS.sum().clamp(min=1))
-    return losses
+        result.append(_mean(nll_BNS, corrupted.asked_BNSD[..., d]))
+    return result
 
 
-def total_loss(losses: list[Tensor]) -> Tensor:
-    """sum_d 2^-d losses[d]."""
-    return torch.stack([loss * 0.5**d for d, loss in enumerate(losses)]).sum()
+def quality_loss(quality_BNSD: Tensor, corrupted: Corrupted) -> Tensor:
+    """Mean binary cross-entropy of "this digit is true" over the digits that are shown and not committed."""
+    true_BNSD = (~corrupted.wrong_BNSD).to(quality_BNSD.dtype)
+    bce_BNSD = F.binary_cross_entropy_with_logits(quality_BNSD, true_BNSD, reduction="none")
+    return _mean(bce_BNSD, corrupted.judged_BNSD)
+
+
+def total_loss(digits: list[Tensor], quality: Tensor | float = 0.0) -> Tensor:
+    """sum_d 2^-d digits[d] + 0.1 quality."""
+    return torch.stack([loss * 0.5**d for d, loss in enumerate(digits)]).sum() + QUALITY_WEIGHT * quality
+
+
+def _mean(x: Tensor, where: Tensor) -> Tensor:
+    weight = where.to(x.dtype)
+    return (x * weight).sum() / weight.sum().clamp(min=1)

@@ -8,10 +8,19 @@ import difflib
 import importlib
 from typing import Any
 
-ENVS: dict[str, str] = {"tabletop": "vla.envs.tabletop.env:TabletopEnv"}
+ENVS: dict[str, str] = {
+    "tabletop": "vla.envs.tabletop.env:TabletopEnv",
+    "tabletop_state": "vla.envs.tabletop.state_env:TabletopStateEnv",
+}
 """Environment id -> "module:class"."""
 
-_SUITES: dict[str, str] = {"tabletop": "vla.envs.tabletop.tasks:SUITES"}
+CAMERAS: dict[str, tuple[str, ...]] = {"tabletop": ("front",), "tabletop_state": ()}
+"""Environment id -> the cameras that are recorded unless others are asked for."""
+
+_SUITES: dict[str, str] = {
+    "tabletop": "vla.envs.tabletop.tasks:SUITES",
+    "tabletop_state": "vla.envs.tabletop.tasks:SUITES",
+}
 
 
 def _resolve(table: dict[str, str], env: str) -> Any:

@@ -40,7 +40,7 @@ class EpisodeResult:
     length: int
     """environment steps"""
     first_frame_sha256: str
-    """of the raw pixels of the first camera at reset: the same scene was really drawn"""
+    """of the raw pixels of the first camera at reset (without cameras, of agent_pos): it really was the same scene"""
     wall_s: float
     policy_calls: int
     actions_sha256: str = ""

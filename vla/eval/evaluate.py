@@ -188,7 +188,8 @@ def _check_fits(policy: "Policy", description: "EnvDescription") -> None:
     missing = [camera for camera in policy.cameras if camera not in description.cameras]
     if missing:
         raise ValueError(
-            f"expected a policy with cameras out of {', '.join(description.cameras)}, got {', '.join(missing)} too"
+            f"expected a policy with cameras out of {', '.join(description.cameras) or 'none'}, "
+            f"got {', '.join(missing)} too; evaluate in the environment it was trained for"
         )
     if not 1 <= policy.n_action_steps <= policy.horizon:
         raise ValueError(f"expected n_action_steps in 1 .. horizon = {policy.horizon}, got {policy.n_action_steps}")
@@ -255,9 +256,9 @@ def evaluate(
             show(summary, console)
             return summary
 
-    env_kwargs: dict[str, Any] = {"task": tasks[0], "image_size": IMAGE_SIZE, "render": not baseline}
-    if policy is not None:
-        env_kwargs |= {"image_size": int(policy.image_size), "cameras": tuple(policy.cameras)}
+    env_kwargs: dict[str, Any] = {"task": tasks[0], "image_size": IMAGE_SIZE, "render": False}
+    if policy is not None and policy.cameras:
+        env_kwargs |= {"image_size": int(policy.image_size), "cameras": tuple(policy.cameras), "render": True}
     settings = WorkerSettings(
         registry=registry,
         env=config.env,
@@ -295,7 +296,8 @@ def evaluate(
         centre.film(config.out / "videos")
     about = make_manifest(description.renderer, checkpoint)
     about["n_action_steps"] = policy.n_action_steps if policy is not None else None
-    about["sampler_seed"], about["image_size"] = config.seed, env_kwargs["image_size"]
+    about["sampler_seed"] = config.seed
+    about["image_size"] = env_kwargs["image_size"] if description.cameras else None
     steps_per_s = centre.steps / elapsed_s if todo else 0.0
     summary = summarize(
         _name(config),

@@ -127,10 +127,13 @@ class Worker:
         slot.instruction = str(info.get("instruction") or slot.env.task_description)
         slot.given = str(slot.env.alternative_instruction()) if self.settings.swapped else slot.instruction
         images = observation.get("pixels") or {}
-        # A baseline runs without pixels: draw this one frame all the same, so that scenes can be compared by
-        # hash.
-        frame = next(iter(images.values())) if images else slot.env.render()
-        slot.first_frame = hashlib.sha256(np.ascontiguousarray(frame).tobytes()).hexdigest()
+        if not slot.env.cameras:
+            first = np.asarray(observation["agent_pos"], dtype="<f4")
+        else:
+            # A baseline runs without pixels: draw this one frame all the same, so that scenes can be compared
+            # by hash.
+            first = next(iter(images.values())) if images else slot.env.render()
+        slot.first_frame = hashlib.sha256(np.ascontiguousarray(first).tobytes()).hexdigest()
         return observation
 
     def advance(self, index: int, action: np.ndarray) -> tuple[dict[str, Any], bool]:
@@ -164,7 +167,7 @@ class Worker:
     def observe(self, index: int, observation: dict[str, Any]) -> tuple[Any, ...]:
         slot = self.slots[index]
         state = np.asarray(observation["agent_pos"], dtype=np.float32)
-        return "observe", index, observation["pixels"], state, slot.given, len(slot.actions)
+        return "observe", index, observation.get("pixels") or {}, state, slot.given, len(slot.actions)
 
     def chunk(self, index: int, actions: np.ndarray) -> tuple[Any, ...]:
         """Execute a chunk, float32 (k, A), up to the episode's end."""
@@ -193,14 +196,19 @@ class Worker:
 
     def film(self, index: int, expected: EpisodeResult, actions: np.ndarray, path: Path, size: int) -> tuple[Any, ...]:
         """Play an episode again from its actions, drawing it large. No video if it does not end as it did
-        before.
+        before, or if an environment that needs no pictures cannot draw any.
         """
         from vla.eval.video import write_video
 
         self.begin(index, expected.episode)
         env, ended = self.slots[index].env, False
         draw = (lambda: env.render_at(size)) if hasattr(env, "render_at") else env.render
-        frames = [draw()]
+        try:
+            frames = [draw()]
+        except RuntimeError:
+            if env.cameras:
+                raise
+            return "filmed", index, expected.episode, False
         for action in actions:
             _, ended = self.advance(index, action)
             frames.append(draw())
@@ -213,7 +221,10 @@ class Worker:
     def handle(self, message: tuple[Any, ...]) -> tuple[Any, ...]:
         match message:
             case "describe", index, task:
-                return "description", self.describe(index, task)
+                try:
+                    return "description", self.describe(index, task)
+                except ValueError as error:  # the environment refuses these settings
+                    return "refused", str(error)
             case "begin", index, episode:
                 if self.settings.mode != "policy":
                     return self.whole(index, episode)
@@ -301,9 +312,12 @@ class Pool:
                     break
 
     def describe(self, task: str) -> EnvDescription:
-        """Ask the first worker what its environment is."""
+        """Ask the first worker what its environment is. ValueError if it refuses the settings, cameras say."""
         self.send(0, ("describe", 0, task))
-        return next(iter(self.receive()))[1]
+        kind, answer = next(iter(self.receive()))
+        if kind == "refused":
+            raise ValueError(answer)
+        return answer
 
     def close(self) -> None:
         """End all workers: kindly, then not."""

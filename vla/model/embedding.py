@@ -16,6 +16,9 @@ from torch import Tensor, nn
 from vla.canvas import ActionLayout, Provenance, State
 
 
+NOISE_SCALE = 0.3
+
+
 class CanvasEmbedding(nn.Module):
     """State (B, N, S, D) -> float (B, N, W)."""
 
@@ -28,6 +31,9 @@ class CanvasEmbedding(nn.Module):
             digits * self.rows_digit + len(Provenance) + noise_indices + 1
         )  # the last: "no noise, all known"
         table = torch.randn(layout.dims, self.rows_dim, width) * 0.02
+        # One index holds for the whole canvas, so its vector may as well: it must be heard from the first step on.
+        noise_rows = slice(self.rows_dim - noise_indices - 1, self.rows_dim - 1)
+        table[:, noise_rows] += torch.randn(noise_indices, width) * NOISE_SCALE / layout.dims
         for d in range(digits):
             # Neighbouring digits start with neighbouring embeddings: the numbers are metric.
             rows = slice(d * self.rows_digit, d * self.rows_digit + base)
@@ -78,12 +84,7 @@ class DigitHead(nn.Module):
 
     def features(self, h_BNW: Tensor) -> Tensor:
         """(B, N, W) -> (B, H, A, D, hidden), one row a digit of an action."""
-        layout = self.layout
-        x = self.project(h_BNW).unflatten(-1, (layout.dims, layout.digits, self.hidden))
-        if layout.arrangement == "per_step":
-            return x
-        x = x.unflatten(1, (layout.horizon, layout.dims))  # keep, of every position, its own dimension
-        return torch.diagonal(x, dim1=2, dim2=3).movedim(-1, 2)
+        return _own(self.project(h_BNW).unflatten(-1, (self.layout.dims, self.layout.digits, self.hidden)), self.layout)
 
     def digit_logits(self, features: Tensor, digit: int, digits_BNSD: Tensor) -> Tensor:
         """Logits of `digit` given the digits before it: (B, N, S, V). Digits that a dimension never shows get -inf."""
@@ -103,3 +104,27 @@ class DigitHead(nn.Module):
         """Teacher-forced logits of every digit: a list of D tensors (B, N, S, V)."""
         features = self.features(h_BNW)
         return [self.digit_logits(features, d, digits_BNSD) for d in range(self.layout.digits)]
+
+
+class QualityHead(nn.Module):
+    """Hidden vectors -> is each digit that is shown the true one? (PRISM, Kim et al. 2025, per digit.)
+
+    A masked model is as sure of false visible tokens as of true ones: it has to be told, on corrupted ones.
+    """
+
+    def __init__(self, layout: ActionLayout, width: int) -> None:
+        super().__init__()
+        self.layout = layout
+        self.hidden, self.out = nn.Linear(width, width), nn.Linear(width, layout.dims * layout.digits)
+
+    def forward(self, h_BNW: Tensor) -> Tensor:
+        """(B, N, W) -> float (B, N, S, D), logits of "this digit is true"."""
+        x = self.out(F.gelu(self.hidden(h_BNW))).float().unflatten(-1, (self.layout.dims, self.layout.digits))
+        return self.layout.fold(_own(x, self.layout))
+
+
+def _own(x_BNA: Tensor, layout: ActionLayout) -> Tensor:
+    """(B, N, A, ...) -> (B, H, A, ...): of every position its own dimensions (all, or one if `per_dim`)."""
+    if layout.arrangement == "per_step":
+        return x_BNA
+    return torch.diagonal(x_BNA.unflatten(1, (layout.horizon, layout.dims)), dim1=2, dim2=3).movedim(-1, 2)

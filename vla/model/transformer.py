@@ -3,7 +3,8 @@
 
     prefix = model.encode(images, state, words)    # images, robot state, instruction: keys and values, computed once
     h      = model.decode(prefix, canvas_state)    # as often as there are denoising steps
-    logits = model.head(h, digits)
+    logits = model.head(h, digits)                 # which digit?
+    truth  = model.quality(h)                      # is the digit that is shown the true one?
 
 The prefix attends to itself only, so the cached keys and values are exact, not an approximation.
 
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 
 from vla.canvas import ActionLayout, State
 from vla.canvas.layout import ActionArrangement
-from vla.model.embedding import CanvasEmbedding, DigitHead
+from vla.model.embedding import CanvasEmbedding, DigitHead, QualityHead
 from vla.model.vision import build_vision
 
 
@@ -110,7 +111,7 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tenso
 
 
 class LatticeModel(nn.Module):
-    """See the module docstring. `forward` is the two halves in a row, for training."""
+    """See the module docstring."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -137,6 +138,7 @@ class LatticeModel(nn.Module):
         self.canvas = CanvasEmbedding(config.layout, width, config.noise_indices)
         self.norm = nn.LayerNorm(width)
         self.head = DigitHead(config.layout, width)
+        self.quality = QualityHead(config.layout, width)
 
     def encode(self, images: dict[str, Tensor], state_BS: Tensor, words_BL: Tensor) -> Prefix:
         """uint8 (B, H, W, 3) a camera, float (B, S) in about [-1, 1], int64 (B, L) padded with 0 -> the prefix."""
@@ -173,7 +175,8 @@ class LatticeModel(nn.Module):
         words_BL: Tensor,
         canvas: State,
         digits_BNSD: Tensor,
-    ) -> list[Tensor]:
-        """Teacher-forced logits, a list of D tensors (B', N, S, V); B' may be a multiple of B (copies of a sample)."""
+    ) -> tuple[list[Tensor], Tensor]:
+        """Teacher-forced logits, D tensors (B', N, S, V), and quality (B', N, S, D); B' may be a multiple of B."""
         prefix = self.encode(images, state_BS, words_BL).repeat(canvas.known_BNS.shape[0] // words_BL.shape[0])
-        return self.head(self.decode(prefix, canvas), digits_BNSD)
+        h_BNW = self.decode(prefix, canvas)
+        return self.head(h_BNW, digits_BNSD), self.quality(h_BNW)

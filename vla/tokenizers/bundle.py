@@ -5,7 +5,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from vla.tokenizers.action import BinTokenizer
+from vla.tokenizers.actions import ActionTokenizer, action_tokenizer_from_dict
 from vla.tokenizers.state import StateScaler
 from vla.tokenizers.text import TextTokenizer
 
@@ -14,7 +14,7 @@ from vla.tokenizers.text import TextTokenizer
 class Tokenizers:
     """The action tokenizer, the state scaler and the instruction tokenizer of one dataset."""
 
-    action: BinTokenizer
+    action: ActionTokenizer
     state: StateScaler
     text: TextTokenizer
 
@@ -32,7 +32,7 @@ class Tokenizers:
     def load(cls, folder: Path) -> "Tokenizers":
         data = json.loads((folder / "tokenizers.json").read_text())
         return cls(
-            BinTokenizer.from_dict(data["action"]),
+            action_tokenizer_from_dict(data["action"]),
             StateScaler(**data["state"]),
             TextTokenizer.from_json((folder / "text_tokenizer.json").read_text(), data["text"]["length"]),
         )

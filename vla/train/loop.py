@@ -109,7 +109,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
             for group in s.optimiser.param_groups:
                 group["lr"] = s.learning_rate(step, total)
             losses = s.losses(batch, step)
-            loss = s.total(losses)
+            loss = losses["loss"]
             s.optimiser.zero_grad(set_to_none=True)
             loss.backward()
             grad_norm = torch.nn.utils.clip_grad_norm_(s.model.parameters(), recipe.grad_clip)
@@ -130,9 +130,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
             # Tell, look, save
             done = step + 1
             if done % config.log_interval == 0 or done == total:
-                names = ["loss_coarse", "loss_fine"] + [f"loss_digit_{d}" for d in range(2, len(losses))]
-                parts = {n: v.item() for n, v in zip(names, losses, strict=False)}
-                metrics.log(done, recipe.batch_size, loss=loss_value, **parts, lr=s.learning_rate(step, total),
+                parts = {name: value.item() for name, value in losses.items()}
+                metrics.log(done, recipe.batch_size, **parts, lr=s.learning_rate(step, total),
                             grad_norm=grad_norm.item())  # fmt: skip
             metrics.advance(done)
             if done % config.val_interval == 0 or done == total:

@@ -19,7 +19,7 @@ from torch import Tensor
 from vla import checkpoint, randomness, recipes
 from vla.data.batches import Batches, split_episodes
 from vla.data.cache import FrameCache, open_cache
-from vla.diffusion import corrupt, digit_losses, total_loss
+from vla.diffusion import corrupt, losses, total_loss
 from vla.model import LatticeModel, ModelConfig
 from vla.policy import Policy
 from vla.recipes import Recipe
@@ -45,8 +45,6 @@ class Session:
     averaged: LatticeModel
     optimiser: torch.optim.Optimizer
 
-    total = staticmethod(total_loss)
-
     @property
     def parameters(self) -> int:
         return sum(p.numel() for p in self.model.parameters())
@@ -61,16 +59,20 @@ class Session:
         state_BS = self.tokenizers.state(torch.from_numpy(batch["state"])).to(self.device)
         return images, state_BS, self.words_TL[torch.from_numpy(batch["task_index"])].to(self.device)
 
-    def losses(self, batch: dict[str, Any], step: int, model: LatticeModel | None = None) -> list[Tensor]:
-        """Loss of every digit of one batch. Masks and noise are a function of (seed, step, place in the batch)."""
+    def losses(self, batch: dict[str, Any], step: int, model: LatticeModel | None = None) -> dict[str, Tensor]:
+        """The losses of one batch by name, "loss" the total. Masks and noise: a function of (seed, step, place in it)."""
         model, config = model or self.model, self.model.config
         digits_BHAD = self.tokenizers.action.encode(torch.from_numpy(batch["actions"])).to(self.device)
         pad_BH = torch.from_numpy(batch["is_pad"]).to(self.device)
         key_B = randomness.fold(self.seed, step, torch.arange(len(digits_BHAD))).to(self.device)
-        corrupted = corrupt(digits_BHAD, pad_BH, key_B, config.layout, self.recipe.programs, config.noise_indices)
+        radix_AD = model.head.allowed_ADV.sum(-1)
+        programs = self.recipe.programs
+        corrupted = corrupt(digits_BHAD, pad_BH, key_B, config.layout, programs, config.noise_indices, radix_AD)
         with self.autocast():
-            logits = model(*self.inputs(batch), corrupted.state, corrupted.digits_BNSD)
-        return digit_losses(logits, corrupted)
+            prefix = model.encode(*self.inputs(batch))
+            digits, quality = losses(model, prefix, corrupted, key_B, self.recipe.noise_candidates)
+        names = ["loss_coarse", "loss_fine", *(f"loss_digit_{d}" for d in range(2, len(digits)))]
+        return {"loss": total_loss(digits, quality), **dict(zip(names, digits, strict=False)), "loss_quality": quality}
 
     def autocast(self) -> contextlib.AbstractContextManager:
         if self.precision == "bfloat16":

@@ -8,7 +8,7 @@ import torch
 
 from vla import randomness
 from vla.data.batches import Batches
-from vla.diffusion import sample, total_loss
+from vla.diffusion import sample
 
 _BATCHES = 4
 
@@ -24,7 +24,7 @@ def validate(s: Any) -> dict[str, float]:
     losses, errors = [], []
     for step in range(_BATCHES):
         batch = batches.batch(step)
-        losses.append(total_loss(s.losses(batch, -1 - step, model)).item())
+        losses.append(s.losses(batch, -1 - step, model)["loss"].item())
         with s.autocast():
             prefix = model.encode(*s.inputs(batch))
             key_B = randomness.fold(s.seed, step, torch.arange(len(batch["state"]))).to(s.device)

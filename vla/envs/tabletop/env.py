@@ -33,12 +33,21 @@ def _no_renderer(error: Exception) -> str:
     )
 
 
+_GL_ERROR: Exception | None = None
+"""Why MuJoCo came without OpenGL: physics needs none, so this matters only to who wants a picture."""
 try:
     import mujoco
 except Exception as error:
     if isinstance(error, ModuleNotFoundError) and (error.name or "").startswith("mujoco"):
         raise
-    raise RuntimeError(_no_renderer(error)) from error
+    _GL_ERROR, _backend = error, os.environ.get("MUJOCO_GL")
+    os.environ["MUJOCO_GL"] = "disable"
+    try:
+        import mujoco
+    finally:  # child processes are to try again
+        os.environ.pop("MUJOCO_GL")
+        if _backend is not None:
+            os.environ["MUJOCO_GL"] = _backend
 
 from vla.envs.tabletop.experts import EXPERTS, STEP  # noqa: E402 (MuJoCo comes first, guarded)
 from vla.envs.tabletop.scene import (  # noqa: E402
@@ -83,7 +92,7 @@ class TabletopEnv(gymnasium.Env):
     render_mode = "rgb_array"
     fps = 10
     action_names = ("dx", "dy", "dz", "gripper")
-    state_names = ("hand_x", "hand_y", "hand_z", "gripper")
+    state_names: tuple[str, ...] = ("hand_x", "hand_y", "hand_z", "gripper")
 
     def __init__(
         self,
@@ -100,6 +109,7 @@ class TabletopEnv(gymnasium.Env):
             raise ValueError(f"expected a tuple of cameras out of {CAMERAS}, got {cameras!r}")
         self.task = task
         self.cameras = tuple(cameras)
+        self._film_camera = self.cameras[0]
         self.image_size = int(image_size)
         self.task_description = ""
         self._max_episode_steps = get_template(task).max_steps
@@ -192,7 +202,7 @@ class TabletopEnv(gymnasium.Env):
 
     def render(self) -> np.ndarray:
         """Return the first camera's picture, uint8 (image_size, image_size, 3)."""
-        return self._draw(self.cameras[0], self.image_size)
+        return self._draw(self._film_camera, self.image_size)
 
     def close(self) -> None:
         """Free the OpenGL contexts. Safe to call twice."""
@@ -206,7 +216,7 @@ class TabletopEnv(gymnasium.Env):
         """Return the first camera's picture at another size (16 to 512), uint8 (size, size, 3)."""
         if not 16 <= size <= 512:
             raise ValueError(f"expected a size from 16 to 512 pixels, got {size}")
-        return self._draw(self.cameras[0], int(size))
+        return self._draw(self._film_camera, int(size))
 
     @property
     def episode(self) -> Episode:
@@ -280,9 +290,12 @@ class TabletopEnv(gymnasium.Env):
             self._advice = self._expert(self.state, episode, episode.goal)
         return self._advice
 
+    def _agent_pos(self) -> tuple[float, ...]:
+        """The numbers that `state_names` names."""
+        return (*self.state.hand, self.state.opening)
+
     def _observe(self) -> dict[str, Any]:
-        state = self.state
-        obs: dict[str, Any] = {"agent_pos": np.array((*state.hand, state.opening), dtype=np.float32)}
+        obs: dict[str, Any] = {"agent_pos": np.array(self._agent_pos(), dtype=np.float32)}
         if self._with_pixels:
             obs["pixels"] = {camera: self._draw(camera, self.image_size) for camera in self.cameras}
         return obs
@@ -307,7 +320,7 @@ class TabletopEnv(gymnasium.Env):
         try:
             renderer = mujoco.Renderer(self._model, size, size)
         except Exception as error:
-            raise RuntimeError(_no_renderer(error)) from error
+            raise RuntimeError(_no_renderer(_GL_ERROR or error)) from error
         for flag in (
             mujoco.mjtRndFlag.mjRND_SHADOW,
             mujoco.mjtRndFlag.mjRND_REFLECTION,

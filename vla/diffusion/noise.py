@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The noise index: what makes a sampler of one evaluation multimodal.
+
+A network that is asked for all tokens at once draws each from its own marginal, so two tokens that belong together fall
+apart: that is the factorisation error, and one deterministic mask has a lower bound on it. With a noise index z that
+is drawn anew before each evaluation, the same sampler draws from a mixture of products,
+
+    p(x | s) = sum_z 1/M prod_n p(x_n | s, z),        z in 1..M, one for the whole canvas.
+
+The training bound is that of importance-weighted autoencoders with the prior as proposal (Burda et al. 2016, eq. 8):
+
+    -log p(x | s) <= E_{z_1..z_K} [ -log 1/K sum_k prod_n p(x_n | s, z_k) ],
+
+tight as K grows. Its gradient is the expectation of  -grad log p(x | s, z_k)  under k ~ softmax_k log p(x | s, z_k).
+So: look at K candidates without a gradient, pick one by how well it explains the clean tokens, learn from that one.
+(Re-drawn mask indices: ReDDiT. Masks with noise: IMDM. The pick is ours.)
+"""
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vla import randomness
+from vla.canvas import State
+from vla.model import LatticeModel, Prefix
+
+if TYPE_CHECKING:
+    from vla.diffusion.programs import Corrupted
+
+
+def redraw(state: State, key_B: Tensor, noise_indices: int) -> State:
+    """The same knowledge under a new noise index, one a row."""
+    index_B = randomness.integers(key_B, "noise index", noise_indices)
+    return state.with_noise(index_B[:, None, None].expand_as(state.known_BNS))
+
+
+@torch.no_grad()
+def explain(
+    model: LatticeModel, prefix: Prefix, corrupted: "Corrupted", rows: slice, key_B: Tensor, candidates: int
+) -> Tensor:
+    """Pick, for each of `rows` of the corrupted canvas, a noise index among `candidates`. int64 (B,).
+
+    The weight of a candidate is how well it explains what is asked, with the weights of the loss. Costs `candidates`
+    evaluations without a gradient. `prefix`, `key_B`: one a row of the selection.
+    """
+    state, digits_BNSD, asked_BNSD = corrupted.state, corrupted.digits_BNSD[rows], corrupted.asked_BNSD[rows]
+    key_BC = randomness.fold(key_B[:, None], torch.arange(candidates, device=key_B.device))
+    tried_BC = randomness.integers(key_BC, "noise index", model.config.noise_indices)
+
+    def repeat(x: Tensor) -> Tensor:
+        return x.repeat_interleave(candidates, dim=0)
+
+    shape_BNS = digits_BNSD.shape[:-1]
+    many = State(
+        repeat(state.digits_BNSD[rows]),
+        repeat(state.known_BNS[rows]),
+        repeat(state.provenance_BNS[rows]),
+        repeat(tried_BC.new_zeros(shape_BNS)) + tried_BC.flatten()[:, None, None],
+    )
+    logits = model.head(model.decode(prefix.repeat(candidates), many), repeat(digits_BNSD))
+    score_BC = torch.zeros(tried_BC.shape, dtype=torch.float64, device=key_B.device)
+    for d, logits_BNSV in enumerate(logits):
+        nll = F.cross_entropy(logits_BNSV.flatten(0, -2), repeat(digits_BNSD[..., d]).flatten(), reduction="none")
+        nll_BCN = nll.view(*tried_BC.shape, -1).masked_fill(~asked_BNSD[..., d].flatten(1).unsqueeze(1), 0.0)
+        score_BC -= nll_BCN.double().sum(-1) * 0.5**d
+    picked_B1 = (score_BC + randomness.gumbel(key_B, "pick", candidates)).argmax(-1, keepdim=True)
+    return tried_BC.gather(1, picked_B1).squeeze(1)
