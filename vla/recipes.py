@@ -69,7 +69,7 @@ def tabletop_nano() -> Recipe:
 
 def tabletop_state() -> Recipe:
     """The tabletop from its state instead of pixels (environment `tabletop_state`): for ablations of the lattice."""
-    return Recipe(steps=3000, batch_size=64)
+    return Recipe(width=64, steps=2000)
 
 
 def tabletop_test() -> Recipe:

@@ -106,7 +106,7 @@ def test_a_forbidden_digit_costs_nothing_and_has_no_nan():
 def tiny(arrangement="per_step"):
     torch.manual_seed(0)
     model = LatticeModel(
-        ModelConfig(image_size=16, vocabulary=50, text_length=6, width=32, arrangement=arrangement)
+        ModelConfig(image_size=16, vocabulary=50, text_length=6, width=32, arrangement=arrangement, quality=True)
     ).eval()
     for p in model.parameters():
         p.data += torch.randn_like(p) * 0.1

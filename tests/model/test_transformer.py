@@ -16,6 +16,7 @@ def make(arrangement="per_step", cameras=("front",)):
         width=32,
         layers=2,
         arrangement=arrangement,
+        quality=True,
     )
     model = LatticeModel(config).eval()
     for p in model.parameters():  # zero-initialised projections would hide a leak

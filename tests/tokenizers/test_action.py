@@ -1,11 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
+import functools
+import json
+from itertools import pairwise
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vla.tokenizers import BinTokenizer
+import vla
+from vla.tokenizers import BinTokenizer, StateScaler, TextTokenizer, Tokenizers
+from vla.tokenizers.action import windows
+from vla.tokenizers.actions import action_tokenizer_from_dict, build_action_tokenizer
+
+KINDS = ("bins", "dct", "rvq")
+HORIZON = 8
 
 
 def fitted(digits=2, base=16):
@@ -70,6 +81,7 @@ def test_limits_are_quantiles_of_all_frames_not_of_episodes():
         (np.full((10, 1), 3.0), "'x' is constant"),
         (np.array([[0.0], [np.nan], [1.0]]), "'x' is not finite at frame 1"),
         (np.zeros((10, 2)), r"shape \(N, 1\)"),
+        (50 + 1e-9 * np.arange(10).reshape(-1, 1), "'x' is constant"),  # more than float32 can tell
     ],
 )
 def test_bad_data_is_named(actions, message):
@@ -83,3 +95,132 @@ def test_wrong_dimension_and_nan_are_refused():
         tokenizer.encode(torch.zeros(2, 4))
     with pytest.raises(ValueError, match="NaN"):
         tokenizer.encode(torch.full((2, 3), float("nan")))
+
+
+def test_a_dimension_that_hardly_ever_moves_keeps_a_range_that_float32_can_divide():
+    rare = np.full((5000, 1), 50.0)
+    rare[:5, 0], rare[5:10, 0] = 49.0, 51.0
+    tokenizer = BinTokenizer.fit(rare, ["x"])
+    values = tokenizer.decode(tokenizer.encode(torch.tensor(rare, dtype=torch.float32)))
+    assert bool(((values - 50).abs() < 1e-3).all()) and tokenizer.clipped == 10
+
+
+# --- what all kinds have in common -----------------------------------------------------------------------------------
+def smooth_episodes(episodes=12, length=40):
+    """Slow motions of three dimensions and a gripper that closes once. (actions, from, to, names)."""
+    rng, t = np.random.default_rng(3), np.arange(length) / length
+    rows = []
+    for _ in range(episodes):
+        waves = [sum(rng.normal() * np.sin(6.28 * k * t + rng.uniform(0, 6.28)) / k for k in (1, 2)) for _ in range(3)]
+        rows.append(np.stack([*waves, np.where(t > rng.uniform(0.2, 0.8), 1.0, -1.0)], axis=1))
+    end = np.cumsum([length] * episodes)
+    return np.concatenate(rows).astype(np.float32), end - length, end, ["x", "y", "z", "gripper"]
+
+
+@functools.cache
+def built(kind):
+    return build_action_tokenizer(kind, *smooth_episodes(), HORIZON)
+
+
+def chunks():
+    return torch.from_numpy(windows(*smooth_episodes()[:3], HORIZON))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(seed=st.integers(0, 2**31), wild=st.booleans())
+@settings(max_examples=15, deadline=None)
+def test_every_kind_is_total_and_bounded_within_the_mask_and_outside_of_it(kind, seed, wild):
+    tokenizer, generator = built(kind), torch.Generator().manual_seed(seed)
+    positions, sub_tokens = tokenizer.grid(HORIZON)
+    lowest, highest = (-3, 2 * tokenizer.base) if wild else (0, tokenizer.base)
+    digits = torch.randint(lowest, highest, (20, positions, sub_tokens, tokenizer.digits), generator=generator)
+    if not wild:
+        allowed = tokenizer.allowed_ADV().expand(20, positions, -1, -1, -1)
+        digits = digits * allowed.gather(-1, digits.unsqueeze(-1)).squeeze(-1)
+    offset = torch.rand(20, positions, sub_tokens, generator=generator) * 40 - 20
+    low, high = torch.tensor(tokenizer.low), torch.tensor(tokenizer.high)
+    prefixes = [tokenizer.decode_prefix(digits, levels) for levels in range(1, tokenizer.digits + 1)]
+    for values in (tokenizer.decode(digits), tokenizer.decode(digits, offset), *prefixes):
+        assert values.shape == (20, HORIZON, 4) and values.dtype == torch.float32
+        assert bool(((values >= low) & (values <= high)).all())
+        assert set(values[..., 3].unique().tolist()) <= {-1.0, 1.0}
+    assert torch.equal(prefixes[-1], tokenizer.decode(digits))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_digit_brings_the_chunk_closer_and_stays_within_the_mask(kind):
+    tokenizer, actions = built(kind), chunks()
+    digits = tokenizer.encode(actions)
+    positions, sub_tokens = tokenizer.grid(HORIZON)
+    assert digits.shape == (len(actions), positions, sub_tokens, tokenizer.digits) and digits.dtype == torch.int64
+    assert tokenizer.chunk_steps(positions) == HORIZON
+    allowed = tokenizer.allowed_ADV()
+    assert allowed.shape == (sub_tokens, tokenizer.digits, tokenizer.base)
+    assert bool(allowed.expand(len(actions), positions, -1, -1, -1).gather(-1, digits.unsqueeze(-1)).all())
+    errors = [(tokenizer.decode_prefix(digits, n) - actions).square().mean() for n in range(1, tokenizer.digits + 1)]
+    assert all(fine < coarse for coarse, fine in pairwise(errors))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_chunk_has_the_same_digits_and_values_whatever_the_batch(kind):
+    tokenizer, actions = built(kind), chunks()[:50]
+    digits = torch.cat([tokenizer.encode(row[None]) for row in actions])
+    assert torch.equal(digits, tokenizer.encode(actions))
+    assert torch.equal(torch.cat([tokenizer.decode(row[None]) for row in digits]), tokenizer.decode(digits))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_saved_with_the_checkpoint_and_loaded_as_its_own_kind(kind, tmp_path):
+    tokenizer, actions = built(kind), chunks()[:20]
+    state = StateScaler.fit(np.arange(6.0).reshape(3, 2), ["a", "b"])
+    Tokenizers(tokenizer, state, TextTokenizer.train(["push"])).save(tmp_path)
+    again = Tokenizers.load(tmp_path).action
+    assert type(again) is type(tokenizer) and again.kind == kind
+    assert torch.equal(again.encode(actions), tokenizer.encode(actions))
+    assert torch.equal(again.decode(tokenizer.encode(actions)), tokenizer.decode(tokenizer.encode(actions)))
+
+
+def test_old_checkpoints_are_read_and_unknown_kinds_refused():
+    shipped = Path(vla.__file__).parent / "checkpoints" / "tabletop_nano" / "tokenizers.json"
+    assert isinstance(action_tokenizer_from_dict(json.loads(shipped.read_text())["action"]), BinTokenizer)
+    with pytest.raises(ValueError, match="kind bins, dct, rvq, got 'wavelets'"):
+        action_tokenizer_from_dict({"kind": "wavelets"})
+    with pytest.raises(ValueError, match="got 'wavelets'"):
+        build_action_tokenizer("wavelets", *smooth_episodes(), HORIZON)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_names_bad_data_and_counts_what_it_clips(kind):
+    actions, begin, end, names = smooth_episodes()
+    for bad, message in ((np.nan, "'y' is not finite at frame 7"), (0.0, "'y' is constant")):
+        broken = actions.copy()
+        broken[7 if np.isnan(bad) else slice(None), 1] = bad
+        with pytest.raises(ValueError, match=message):
+            build_action_tokenizer(kind, broken, begin, end, names, HORIZON)
+    tokenizer = build_action_tokenizer(kind, actions, begin, end, names, HORIZON)
+    assert tokenizer.clipped == 0
+    with pytest.raises(ValueError, match="expected 4 action dimensions"):
+        tokenizer.encode(torch.zeros(2, HORIZON, 3))
+    with pytest.raises(ValueError, match="NaN"):
+        tokenizer.encode(torch.full((2, HORIZON, 4), float("nan")))
+    with pytest.raises(ValueError, match=r"levels in 1\.\."):
+        tokenizer.decode_prefix(tokenizer.encode(chunks()[:1]), 0)
+    tokenizer.clipped = 0
+    far = chunks()[:1].clone()
+    far[0, 0, 0] = 1e6
+    tokenizer.encode(far)
+    assert tokenizer.clipped >= 1
+
+
+def test_windows_repeat_the_last_action_and_stay_within_their_episode():
+    values = np.arange(5)[:, None]
+    assert windows(values, [0, 3], [3, 5], 3)[..., 0].tolist() == [
+        [0, 1, 2],
+        [1, 2, 2],
+        [2, 2, 2],
+        [3, 4, 4],
+        [4, 4, 4],
+    ]
+    assert len(windows(values, [0, 3], [3, 5], 3, limit=2)) == 2
+    with pytest.raises(ValueError, match="within the 5 frames"):
+        windows(values, [0], [6], 3)

@@ -46,7 +46,8 @@ def losses(
         state = state.with_noise(noise_BNS)
     h_BNW = model.decode(prefix.repeat(COPIES), state)
     digits = digit_losses(model.head(h_BNW, corrupted.digits_BNSD), corrupted)
-    return digits, quality_loss(model.quality(h_BNW), corrupted)
+    quality = quality_loss(model.quality(h_BNW), corrupted) if model.quality is not None else h_BNW.new_zeros(())
+    return digits, quality
 
 
 def digit_losses(logits: list[Tensor], corrupted: Corrupted) -> list[Tensor]:

@@ -7,6 +7,8 @@ is drawn anew before each evaluation, the same sampler draws from a mixture of p
 
     p(x | s) = sum_z 1/M prod_n p(x_n | s, z),        z in 1..M, one for the whole canvas.
 
+Index 0 is the plain mask, for samplers that want no randomness; some samples are learnt under it.
+
 The training bound is that of importance-weighted autoencoders with the prior as proposal (Burda et al. 2016, eq. 8):
 
     -log p(x | s) <= E_{z_1..z_K} [ -log 1/K sum_k prod_n p(x_n | s, z_k) ],
@@ -30,9 +32,12 @@ if TYPE_CHECKING:
     from vla.diffusion.programs import Corrupted
 
 
-def redraw(state: State, key_B: Tensor, noise_indices: int) -> State:
-    """The same knowledge under a new noise index, one a row."""
-    index_B = randomness.integers(key_B, "noise index", noise_indices)
+def redraw(state: State, key_B: Tensor, noise_indices: int, noisy: bool | Tensor = True) -> State:
+    """The same knowledge under a new noise index, one a row: 1..M-1 where `noisy` (bool (B,)), else the plain mask 0."""
+    if noise_indices == 1:
+        index_B = torch.zeros_like(key_B)
+    else:
+        index_B = (1 + randomness.integers(key_B, "noise index", noise_indices - 1)) * noisy
     return state.with_noise(index_B[:, None, None].expand_as(state.known_BNS))
 
 
@@ -40,14 +45,14 @@ def redraw(state: State, key_B: Tensor, noise_indices: int) -> State:
 def explain(
     model: LatticeModel, prefix: Prefix, corrupted: "Corrupted", rows: slice, key_B: Tensor, candidates: int
 ) -> Tensor:
-    """Pick, for each of `rows` of the corrupted canvas, a noise index among `candidates`. int64 (B,).
+    """Pick, for each of `rows` of the corrupted canvas, a noise index among `candidates`. int64 (B,); plain masks stay 0.
 
     The weight of a candidate is how well it explains what is asked, with the weights of the loss. Costs `candidates`
     evaluations without a gradient. `prefix`, `key_B`: one a row of the selection.
     """
     state, digits_BNSD, asked_BNSD = corrupted.state, corrupted.digits_BNSD[rows], corrupted.asked_BNSD[rows]
     key_BC = randomness.fold(key_B[:, None], torch.arange(candidates, device=key_B.device))
-    tried_BC = randomness.integers(key_BC, "noise index", model.config.noise_indices)
+    tried_BC = 1 + randomness.integers(key_BC, "noise index", model.config.noise_indices - 1)
 
     def repeat(x: Tensor) -> Tensor:
         return x.repeat_interleave(candidates, dim=0)
@@ -66,4 +71,4 @@ def explain(
         nll_BCN = nll.view(*tried_BC.shape, -1).masked_fill(~asked_BNSD[..., d].flatten(1).unsqueeze(1), 0.0)
         score_BC -= nll_BCN.double().sum(-1) * 0.5**d
     picked_B1 = (score_BC + randomness.gumbel(key_B, "pick", candidates)).argmax(-1, keepdim=True)
-    return tried_BC.gather(1, picked_B1).squeeze(1)
+    return torch.where(state.noise_BNS[rows, 0, 0] > 0, tried_BC.gather(1, picked_B1).squeeze(1), 0)

@@ -55,6 +55,8 @@ class Programs:
     max_prefix: int = 4
     min_ratio: float = 0.1
     """Mask ratios are clipped to [min_ratio, 1 - min_ratio]: the complement is a mask, too."""
+    noisy: float = 0.5
+    """Samples with a noise index; the others are learnt under the plain mask."""
     single_mask: bool = False
     """The two-rung lattice of other masked VLAs: a token is hidden with all its digits, or shown with all of them."""
     complementary: bool = True
@@ -193,7 +195,8 @@ def corrupt(
     wrong_BNSD = visible_BNSD & (shown_BNSD != digits_BNSD)
     asked_BNSD = ~visible_BNSD & real_BNS1 & ~wrong_BNSD.any(-1, keepdim=True)
     judged_BNSD = visible_BNSD & real_BNS1 & (state.provenance_BNS != Provenance.COMMITTED).unsqueeze(-1)
-    return Corrupted(redraw(state, key_BK, noise_indices), digits_BNSD, asked_BNSD, judged_BNSD, wrong_BNSD)
+    noisy_BK = (uniform("noisy") < programs.noisy).repeat_interleave(COPIES)
+    return Corrupted(redraw(state, key_BK, noise_indices, noisy_BK), digits_BNSD, asked_BNSD, judged_BNSD, wrong_BNSD)
 
 
 def falsify(digits_BKHAD: Tensor, key_B: Tensor, radix_AD: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 """The sampler: descend the lattice from what is given to a full canvas, in a fixed number of evaluations.
 
     for t in 1..T:
-        draw a noise index anew
+        draw a noise index anew (or use the plain mask)
         h = model.decode(prefix, state)                      one evaluation of the network
         draw every hidden digit from p(digit | h, digits before it), and note its confidence
         keep the digits that the schedule asks for, most confident first; forget the rest
@@ -18,7 +18,7 @@ few first, when little is known; Chang et al. 2022). What is given (COMMITTED) i
     max-confidence        order="confidence"; `anneal` cools the temperature linearly over the evaluations
     ancestral             order="random", temperature=1: which digits are kept does not depend on what was drawn
     coarse to fine        evaluations=2
-    one evaluation        evaluations=1: a mixture over the noise index (noise.py)
+    one evaluation        evaluations=1, noise=True: a mixture over the noise index (noise.py)
     adaptive early stop   stop_at=0.9: once every row is that sure of all that is hidden, it is kept at once
 
 There is no host synchronisation (but for `stop_at`), no Python loop over rows, and the randomness of a row is a
@@ -49,6 +49,8 @@ class Sampling:
     """0: the most likely digit. > 0: sampled (Gumbel-max in float64)."""
     anneal: bool = False
     """Cool the temperature linearly, from `temperature` to `temperature` / T."""
+    noise: bool = False
+    """Draw a noise index for each evaluation (one evaluation becomes multimodal); False: the plain mask."""
     order: Literal["confidence", "random"] = "confidence"
     """Which digits are kept first."""
     single_mask: bool = False
@@ -109,6 +111,8 @@ def sample(
     trace: Trace | None = None,
 ) -> Sample:
     """Fill the canvas. `key_B`: int64 (B,), one key a row. `given`: what is known beforehand (nothing by default)."""
+    if sampling.revisions and model.quality is None:
+        raise ValueError("revision needs a quality head, and this model was trained without; set revisions to 0")
     layout = model.config.layout
     shape_BNS = (key_B.shape[0], layout.positions, layout.sub_tokens)
     state = hidden(shape_BNS, layout.digits, key_B.device) if given is None else given
@@ -123,7 +127,7 @@ def sample(
         if sure:
             break
     for _ in range(sampling.revisions):
-        now = take_back(model, prefix, now, randomness.fold(key_B, now.evaluations + 1), sampling.doubt)
+        now = take_back(model, prefix, now, sampling.doubt)
         key_t = randomness.fold(key_B, now.evaluations + 1)
         now, _ = fill(model, prefix, now, key_t, sampling, 0.0, [1.0] * layout.digits)
         if trace is not None:
@@ -144,7 +148,7 @@ def fill(
     layout, state, depth = model.config.layout, now.state, now.state.depth
 
     # === 1. One evaluation of the network, under a noise index drawn anew ===
-    state = redraw(state, key_B, model.config.noise_indices)
+    state = redraw(state, key_B, model.config.noise_indices, sampling.noise)
     features = model.head.features(model.decode(prefix, state))
 
     # === 2. A proposal for every hidden digit, coarse before fine ===
@@ -186,9 +190,10 @@ def fill(
     return Sample(descend(state, proposal, kept), confidence, offset, now.evaluations + 1), sure
 
 
-def take_back(model: LatticeModel, prefix: Prefix, now: Sample, key_B: Tensor, doubt: float) -> Sample:
+def take_back(model: LatticeModel, prefix: Prefix, now: Sample, doubt: float) -> Sample:
     """One evaluation: what the quality head doubts climbs. A doubted coarse digit takes the digits after it along."""
-    state = redraw(now.state, key_B, model.config.noise_indices)
+    assert model.quality is not None
+    state = now.state.with_noise(torch.zeros_like(now.state.noise_BNS))
     true_BNSD = model.quality(model.decode(prefix, state)).sigmoid()
     trusted_BNS = (true_BNSD >= doubt).long().cumprod(-1).sum(-1)  # how many leading digits are believed
     climbed = climb(state, (state.known_BNS - trusted_BNS).clamp(min=0), suspect=True)

@@ -46,6 +46,8 @@ class ModelConfig:
     heads: int = 4
     vision: str = "keypoints"
     """"keypoints" or "timm:<model>"."""
+    quality: bool = False
+    """Whether there is a head that judges the digits that are shown; revision needs it."""
     layout: ActionLayout = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -138,7 +140,7 @@ class LatticeModel(nn.Module):
         self.canvas = CanvasEmbedding(config.layout, width, config.noise_indices)
         self.norm = nn.LayerNorm(width)
         self.head = DigitHead(config.layout, width)
-        self.quality = QualityHead(config.layout, width)
+        self.quality = QualityHead(config.layout, width) if config.quality else None
 
     def encode(self, images: dict[str, Tensor], state_BS: Tensor, words_BL: Tensor) -> Prefix:
         """uint8 (B, H, W, 3) a camera, float (B, S) in about [-1, 1], int64 (B, L) padded with 0 -> the prefix."""
@@ -175,8 +177,8 @@ class LatticeModel(nn.Module):
         words_BL: Tensor,
         canvas: State,
         digits_BNSD: Tensor,
-    ) -> tuple[list[Tensor], Tensor]:
+    ) -> tuple[list[Tensor], Tensor | None]:
         """Teacher-forced logits, D tensors (B', N, S, V), and quality (B', N, S, D); B' may be a multiple of B."""
         prefix = self.encode(images, state_BS, words_BL).repeat(canvas.known_BNS.shape[0] // words_BL.shape[0])
         h_BNW = self.decode(prefix, canvas)
-        return self.head(h_BNW, digits_BNSD), self.quality(h_BNW)
+        return self.head(h_BNW, digits_BNSD), self.quality(h_BNW) if self.quality is not None else None

@@ -21,7 +21,7 @@ from vla.tokenizers.action import ActionLimits, fit_limits, fit_range, windows
 
 
 def dct_basis(horizon: int) -> np.ndarray:
-    """float64 (bands, steps), the orthonormal DCT-II: coefficients = basis @ values, values = basis.T @ coefficients."""
+    """float64 (bands, steps), the orthonormal DCT-II: coefficients = basis @ values; its transpose is its inverse."""
     steps = np.arange(horizon)
     basis_KH = np.cos(math.pi / horizon * (steps + 0.5) * steps[:, None]) * math.sqrt(2 / horizon)
     basis_KH[0] /= math.sqrt(2)

@@ -2,7 +2,7 @@
 """Action tokenizer `rvq`: learned codes with ordered levels, each for what the levels before it have left over.
 
 A chunk is cut into slices of a few steps; a slice, scaled to [-1, 1], is one vector of slice_steps * A values. Level l
-has `base` codes and chooses the one nearest to the residual. Codebooks are fitted by k-means, a level at a time: level 0
+has `base` codes and chooses the one nearest to the residual. Codebooks are fitted by k-means, a level at a time: the
 first, then frozen, then the next on what is left (ActionCodec's advice). Every digit string is a sum of codes, hence
 decodes. Codes are not numbers: a digit has no neighbours, and `fine_offset` means nothing.
 """

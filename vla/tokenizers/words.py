@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Words as two digits, (cluster, member), so that language has a coarse and a fine level as actions have.
 
-HDLM (arXiv 2510.08632) groups V words into sqrt(V) clusters of their embeddings. Here the clusters are *balanced*: every
-one but the last has exactly `base` = ceil(sqrt(V)) members. Then a numeral is a place in a permutation of the ids, the
+HDLM (arXiv 2510.08632) groups V words into sqrt(V) clusters of their embeddings. Here the clusters are *balanced*: each
+but the last has exactly `base` = ceil(sqrt(V)) members. Then a numeral is a place in a permutation of the ids, the
 softmax of both digits has `base` classes, and no digit is wasted.
 """
 

@@ -140,6 +140,7 @@ def build(config: Any, recipe: Recipe) -> Session:
         layers=recipe.layers,
         heads=recipe.heads,
         vision=recipe.vision,
+        quality=recipe.programs.wrong + recipe.programs.revise > 0,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)

@@ -1,0 +1,210 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ablation ladder: the same network, data and steps, one part of the lattice after the other.
+
+A cell is (world, variant, seed): train, probe on held-out chunks, evaluate in simulation at 1, 2, 4 and 8 evaluations.
+It is one process with one thread and one JSON file; a cell that has its file is not run again.
+"""
+
+import json
+import os
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+NFES = (1, 2, 4, 8)
+ONE_RUNG = ("programs.keep_coarse=0", "programs.only_coarse=0", "programs.single_mask=true", "sampling.single_mask=true")
+ALL_TRUE = ("programs.wrong=0", "programs.revise=0")
+ONE_NOISE = ("noise_indices=1", "noise_candidates=1")
+NO_PAIRS = ("programs.full=0", "programs.structured=0", "programs.prefix=0", "programs.min_ratio=0",
+            "programs.complementary=false", "programs.bell=false")  # fmt: skip
+VARIANTS: dict[str, tuple[str, ...]] = {
+    "single_mask": (*ONE_RUNG, *ALL_TRUE, *ONE_NOISE, *NO_PAIRS),
+    "pairs": (*ONE_RUNG, *ALL_TRUE, *ONE_NOISE),
+    "rungs": (*ALL_TRUE, *ONE_NOISE),
+    "noise": ALL_TRUE,
+    "lattice": (),
+}
+"""Overrides of the recipe, each step of the ladder with one part more."""
+MEANING = {
+    "single_mask": "one mask, plain random masking",
+    "pairs": "+ complementary pairs, bell ratios, full masks, structure",
+    "rungs": "+ a coarse rung",
+    "noise": "+ noise index, picked by its posterior",
+    "lattice": "+ false tokens, quality head, revision pairs",
+}
+
+
+@dataclass(frozen=True)
+class World:
+    """A dataset and where it is evaluated."""
+
+    name: str
+    env: str
+    suite: str
+    recipe: str
+    dataset: Path
+    recorded: int
+    """episodes"""
+    steps: int
+    episodes: int
+    """of each evaluation"""
+    variants: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Cell:
+    world: World
+    variant: str
+    seed: int
+    out: Path
+
+    @property
+    def file(self) -> Path:
+        return self.out / f"{self.world.name}-{self.variant}-{self.seed}.json"
+
+
+def record(world: World) -> None:
+    """Record the world's demonstrations, if they are not there."""
+    from vla.data.record import RecordConfig
+    from vla.data.record import record as record_episodes
+
+    if (world.dataset / "meta" / "info.json").exists():
+        return
+    config = RecordConfig(
+        env=world.env, suite=world.suite, episodes=world.recorded, seed=3_000_000, out=world.dataset, resume=world.dataset.exists()
+    )
+    record_episodes(config)
+
+
+def run_cells(cells: list[Cell], processes: int, console: "Console") -> dict[tuple[str, str, int], dict[str, Any]]:
+    """All cells, `processes` at a time. Returns (world, variant, seed) -> what `run_cell` measured."""
+    todo = [cell for cell in cells if not cell.file.exists()]
+    os.environ["OMP_NUM_THREADS"] = "1"  # inherited by the spawned processes: two threads of one share a core badly
+    if todo:
+        with ProcessPoolExecutor(min(processes, len(todo)), mp_context=get_context("spawn")) as pool:
+            running = {pool.submit(run_cell, cell): cell for cell in todo}
+            for number, done in enumerate(as_completed(running), 1):
+                done.result()
+                cell = running[done]
+                found = json.loads(cell.file.read_text())
+                success = " ".join(f"{100 * found['success'][str(n)]:.0f}" for n in NFES)
+                console.print(
+                    f"{number}/{len(todo)}  {cell.world.name} {cell.variant} seed {cell.seed}: success at "
+                    f"1, 2, 4, 8 evaluations {success} %, {found['train_s']:.0f} s",
+                    soft_wrap=True,
+                )
+    return {(c.world.name, c.variant, c.seed): json.loads(c.file.read_text()) for c in cells}
+
+
+def run_cell(cell: Cell) -> None:
+    """Train, probe, evaluate, and write the cell's file."""
+    import shutil
+
+    from vla.eval.episodes import write_atomically
+    from vla.eval.evaluate import EvalConfig, evaluate
+    from vla.train.loop import TrainConfig, train
+
+    room, world = cell.out / cell.file.stem, cell.world
+    quiet = open(os.devnull, "w")  # noqa: SIM115 (closed with the process)
+    config = TrainConfig(
+        dataset=str(world.dataset),
+        out=room / "train",
+        recipe=world.recipe,
+        set=VARIANTS[cell.variant],
+        steps=world.steps,
+        seed=cell.seed,
+        threads=1,
+        save_interval=max(1, world.steps // 8),
+        keep=100,
+        val_interval=world.steps,
+        tensorboard=False,
+        overwrite=True,
+    )
+    from contextlib import redirect_stdout
+
+    from rich.console import Console
+
+    with redirect_stdout(quiet):
+        trained = train(config)
+    found: dict[str, Any] = {
+        "variant": cell.variant,
+        "seed": cell.seed,
+        "steps": world.steps,
+        "parameters": trained["parameters"],
+        "train_s": trained["elapsed_s"],
+        "success": {},
+        "successes": {},
+    }
+    found |= probe(config, cell)
+    for n in NFES:
+        out = room / f"eval-{n}"
+        summary = evaluate(
+            EvalConfig(
+                policy=trained["checkpoint"], env=world.env, suite=world.suite, episodes=world.episodes, evaluations=n,
+                workers=1, videos=0, out=out, overwrite=True, name=cell.variant,
+            ),
+            console=Console(file=quiet),
+        )  # fmt: skip
+        found["success"][n] = summary["success"]
+        lines = (out / "episodes.jsonl").read_text().splitlines()
+        episodes = [json.loads(line) for line in lines]
+        found["successes"][n] = {f"{e['task']}:{e['seed']}": bool(e["success"]) for e in episodes}
+    write_atomically(cell.file, json.dumps(found))
+    shutil.rmtree(room / "train")
+
+
+def probe(config: Any, cell: Cell) -> dict[str, Any]:
+    """Bits a chunk on held-out episodes under samplers of T evaluations, along training and at its end; revision;
+    gradient noise of plain masking and of the lattice at half of the training."""
+    import torch
+
+    from vla import recipes, randomness
+    from vla.bench.gradients import gradient_noise
+    from vla.bench.likelihood import chain_bits, sampler_bits
+    from vla.bench.revision import revision
+    from vla.checkpoint import steps_in
+    from vla.data.batches import Batches
+    from vla.diffusion import PLAIN
+    from vla.train.setup import build, load_training
+
+    recipe = recipes.get(config.recipe, config.set)
+    s = build(config, recipe)
+    batches = Batches(s.cache, recipe.horizon, 128, 1, s.val_episodes)
+    single, noise = recipe.programs.single_mask, recipe.noise_indices > 1
+    model = s.averaged.eval()
+
+    def bits(what: Any, count: int) -> float:
+        total = []
+        for step in range(count):
+            batch = batches.batch(step)
+            whole = ~batch["is_pad"].any(1)
+            batch = {k: v[whole] if hasattr(v, "shape") else {c: x[whole] for c, x in v.items()} for k, v in batch.items()}
+            digits = s.tokenizers.action.encode(torch.from_numpy(batch["actions"]))
+            with torch.no_grad():
+                prefix = model.encode(*s.inputs(batch))
+            key_B = randomness.fold(5, step, torch.arange(len(digits)))
+            total.append(what(prefix, model.config.layout.fold(digits), key_B))
+        return float(torch.cat(total).mean())
+
+    found: dict[str, Any] = {"curve": []}
+    for folder in steps_in(config.out):
+        step, _ = load_training(folder, s, None)
+        found["curve"].append([step, bits(lambda p, d, k: sampler_bits(model, p, d, k, 2, single, noise), 1)])
+        if step == cell.world.steps // 8 * 4:
+            found["gradient_plain"] = gradient_noise(s, PLAIN, 1)
+            found["gradient"] = gradient_noise(s, recipe.programs, recipe.noise_candidates)
+    for name, drawn in (("bits", noise), ("bits_plain_mask", False)):
+        found[name] = {t: bits(lambda p, d, k, t=t, z=drawn: sampler_bits(model, p, d, k, t, single, z), 2) for t in (1, 2, 4)}
+    found["chain_bits"] = bits(lambda p, d, k: chain_bits(model, p, d, k), 2)
+    batch = batches.batch(0)
+    digits = s.tokenizers.action.encode(torch.from_numpy(batch["actions"]))
+    with torch.no_grad():
+        prefix = model.encode(*s.inputs(batch))
+    real_BH = torch.from_numpy(~batch["is_pad"])
+    found["revision"] = revision(model, prefix, digits, real_BH, randomness.fold(6, torch.arange(len(digits))))
+    return found
