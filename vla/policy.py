@@ -71,7 +71,7 @@ class Policy:
     # --- what it expects and gives -------------------------------------------------------------------------------
     @property
     def horizon(self) -> int:
-        return self.model.config.horizon
+        return self.tokenizers.action.chunk_steps(self.model.config.horizon)
 
     @property
     def image_size(self) -> int:
@@ -142,7 +142,13 @@ class Policy:
         result: Sample = sample(self.model, prefix, key_B, self.sampling, given, trace)
         digits_BHAD = layout.unfold(result.state.digits_BNSD)
         offset = layout.unfold(result.fine_offset_BNS) if self.sampling.expectation else None
-        return self.tokenizers.action.decode(digits_BHAD, offset), layout.unfold(result.confidence_BNS)
+        actions_BHA, confidence_BHA = (
+            self.tokenizers.action.decode(digits_BHAD, offset),
+            layout.unfold(result.confidence_BNS),
+        )
+        if not self.tokenizers.action.time_aligned:  # a token speaks about all steps: one confidence for all of them
+            confidence_BHA = confidence_BHA.mean((1, 2), keepdim=True).expand(actions_BHA.shape)
+        return actions_BHA, confidence_BHA
 
     def _inputs(self, observations: list[Observation]) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         size = self.image_size
@@ -165,6 +171,11 @@ class Policy:
 
     def _commit(self, committed: list[np.ndarray], batch: int) -> State:
         """Committed actions as given tokens: real-time chunking is in-painting."""
+        if not self.tokenizers.action.time_aligned:
+            raise ValueError(
+                f"actions cannot be committed with the '{self.tokenizers.action.kind}' tokenizer, whose tokens speak about "
+                "the whole chunk; train with actions=bins for real-time chunking"
+            )
         layout = self.model.config.layout
         empty = hidden((batch, layout.positions, layout.sub_tokens), layout.digits, self.device)
         digits_BHAD = layout.unfold(empty.digits_BNSD).clone()

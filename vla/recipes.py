@@ -23,10 +23,13 @@ class Recipe:
     """Steps of an action chunk."""
     n_action_steps: int = 4
     """Steps executed before the next observation."""
+    actions: Literal["bins", "dct", "rvq"] = "bins"
+    """Action tokenizer. Only the time-aligned `bins` can commit the first actions of a chunk (real-time chunking)."""
     digits: int = 2
+    """Of a token; `rvq` has at least 4."""
     base: int = 16
     arrangement: ActionArrangement = "per_step"
-    noise_indices: int = 64
+    noise_indices: int = 16
     """How many interchangeable masks there are; 1: one."""
     noise_candidates: int = 4
     """Noise indices that training looks at, to learn from the one that explains the sample best; 1: the one drawn."""
@@ -38,6 +41,9 @@ class Recipe:
     """Upper limit of the instruction BPE."""
     # --- diffusion ---
     programs: Programs = field(default_factory=Programs)
+    full_steps: int = 1500
+    """The first steps see no partial masks: tokens that can be guessed from their neighbours keep the network from
+    looking at the picture (LOG.md)."""
     sampling: Sampling = field(default_factory=Sampling)
     # --- optimisation ---
     steps: int = 5000
@@ -69,12 +75,14 @@ def tabletop_nano() -> Recipe:
 
 def tabletop_state() -> Recipe:
     """The tabletop from its state instead of pixels (environment `tabletop_state`): for ablations of the lattice."""
-    return Recipe(width=64, steps=2000)
+    return Recipe(width=64, steps=2000, full_steps=0)
 
 
 def tabletop_test() -> Recipe:
     """Seconds instead of minutes, learns nothing: for tests that run the real commands."""
-    return Recipe(image_size=32, width=32, layers=1, heads=2, steps=8, batch_size=8, warmup=2, holdout=0.2)
+    return Recipe(
+        image_size=32, width=32, layers=1, heads=2, steps=8, full_steps=4, batch_size=8, warmup=2, holdout=0.2
+    )
 
 
 RECIPES = {f.__name__: f for f in (tabletop_nano, tabletop_state, tabletop_test)}

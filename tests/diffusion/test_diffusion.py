@@ -37,8 +37,7 @@ def test_every_program_asks_for_every_token():
     c = corrupted(2000)
     committed = (c.state.provenance_BNS == Provenance.COMMITTED).view(-1, 2, 8, 4)[:, 0]
     asked = c.asked_BNSD.any(-1).view(-1, 2, 8, 4).any(1)
-    unasked = (~asked & ~committed).double().mean()
-    assert unasked < 0.01  # a false coarse digit is judged, not continued
+    assert bool((asked | committed).all())
 
 
 def test_full_pairs_are_the_first_and_the_middle_of_sampling():
@@ -65,7 +64,9 @@ def test_corruption_is_a_function_of_the_key_not_of_the_neighbours():
 
 
 def test_mask_ratios_are_bell_shaped_and_clipped():
-    c = corrupted(4000, programs=Programs(full=0, revise=0, keep_coarse=0, only_coarse=0, structured=0, prefix=0, wrong=0))
+    c = corrupted(
+        4000, programs=Programs(full=0, revise=0, keep_coarse=0, only_coarse=0, structured=0, prefix=0, wrong=0)
+    )
     ratio = c.asked_BNSD[..., 1].view(-1, 2, 32)[:, 0].double().mean(-1)
     assert abs(ratio.mean() - 0.5) < 0.02 and 0.18 < ratio.std() < 0.26
 
@@ -203,10 +204,10 @@ def test_temperature_one_samples_the_model_distribution():
 
 
 def test_golden_loss_and_sample():
-    """Refactors must not change numbers: these are release 0.1's, to the rounding of float32."""
+    """Refactors must not change numbers: these are release 0.2's, to the rounding of float32."""
     model = tiny()
     c = corrupted(4)
     loss = total_loss(*losses(model, model.encode(*observation(4)), c, KEYS[:4], candidates=4)).item()
     tokens = sample(model, model.encode(*observation(4)), randomness.fold(0, torch.arange(4)), Sampling(4, 1.0)).state
-    assert loss == pytest.approx(4.3116, abs=2e-3)
-    assert tokens.digits_BNSD[0, 0].flatten().tolist() == [14, 2, 4, 4, 7, 8, 15, 14]
+    assert loss == pytest.approx(4.4258, abs=2e-3)
+    assert tokens.digits_BNSD[0, 0].flatten().tolist() == [14, 1, 4, 4, 0, 12, 0, 14]

@@ -88,7 +88,9 @@ def train(variant: Variant, steps: int, seed: int, batch: int = 128, width: int 
 
 
 @torch.no_grad()
-def measure(model: LatticeModel, variant: Variant, evaluations: int, temperature: float, n: int = 2000) -> dict[str, float]:
+def measure(
+    model: LatticeModel, variant: Variant, evaluations: int, temperature: float, n: int = 2000
+) -> dict[str, float]:
     """{"joint": chunks that follow one of the two curves within a coarse bin at every step, "coverage": sum over the
     modes of min(frequency, 1/2)}: 1 - total variation to the truth."""
     key_B = randomness.fold(1_000_000, torch.arange(n))
@@ -98,5 +100,7 @@ def measure(model: LatticeModel, variant: Variant, evaluations: int, temperature
     sampling = Sampling(evaluations, temperature, noise=noise, single_mask=variant.single_mask)
     digits = sample(model, prefix, randomness.fold(2, key_B), sampling).state.digits_BNSD
     index = digits[..., 0] * BASE + digits[..., 1]
-    follows = [((index - bins(curve(width_B, side))).abs() <= BASE).all((1, 2)).double().mean().item() for side in (-1, 1)]
+    follows = [
+        ((index - bins(curve(width_B, side))).abs() <= BASE).all((1, 2)).double().mean().item() for side in (-1, 1)
+    ]
     return {"joint": sum(follows), "coverage": sum(min(f, 0.5) for f in follows)}

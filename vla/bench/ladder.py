@@ -17,11 +17,22 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 NFES = (1, 2, 4, 8)
-ONE_RUNG = ("programs.keep_coarse=0", "programs.only_coarse=0", "programs.single_mask=true", "sampling.single_mask=true")
+ONE_RUNG = (
+    "programs.keep_coarse=0",
+    "programs.only_coarse=0",
+    "programs.single_mask=true",
+    "sampling.single_mask=true",
+)
 ALL_TRUE = ("programs.wrong=0", "programs.revise=0")
 ONE_NOISE = ("noise_indices=1", "noise_candidates=1")
-NO_PAIRS = ("programs.full=0", "programs.structured=0", "programs.prefix=0", "programs.min_ratio=0",
-            "programs.complementary=false", "programs.bell=false")  # fmt: skip
+NO_PAIRS = (
+    "programs.full=0",
+    "programs.structured=0",
+    "programs.prefix=0",
+    "programs.min_ratio=0",
+    "programs.complementary=false",
+    "programs.bell=false",
+)
 VARIANTS: dict[str, tuple[str, ...]] = {
     "single_mask": (*ONE_RUNG, *ALL_TRUE, *ONE_NOISE, *NO_PAIRS),
     "pairs": (*ONE_RUNG, *ALL_TRUE, *ONE_NOISE),
@@ -76,7 +87,12 @@ def record(world: World) -> None:
     if (world.dataset / "meta" / "info.json").exists():
         return
     config = RecordConfig(
-        env=world.env, suite=world.suite, episodes=world.recorded, seed=3_000_000, out=world.dataset, resume=world.dataset.exists()
+        env=world.env,
+        suite=world.suite,
+        episodes=world.recorded,
+        seed=3_000_000,
+        out=world.dataset,
+        resume=world.dataset.exists(),
     )
     record_episodes(config)
 
@@ -145,11 +161,19 @@ def run_cell(cell: Cell) -> None:
         out = room / f"eval-{n}"
         summary = evaluate(
             EvalConfig(
-                policy=trained["checkpoint"], env=world.env, suite=world.suite, episodes=world.episodes, evaluations=n,
-                workers=1, videos=0, out=out, overwrite=True, name=cell.variant,
+                policy=trained["checkpoint"],
+                env=world.env,
+                suite=world.suite,
+                episodes=world.episodes,
+                evaluations=n,
+                workers=1,
+                videos=0,
+                out=out,
+                overwrite=True,
+                name=cell.variant,
             ),
             console=Console(file=quiet),
-        )  # fmt: skip
+        )
         found["success"][n] = summary["success"]
         lines = (out / "episodes.jsonl").read_text().splitlines()
         episodes = [json.loads(line) for line in lines]
@@ -163,7 +187,7 @@ def probe(config: Any, cell: Cell) -> dict[str, Any]:
     gradient noise of plain masking and of the lattice at half of the training."""
     import torch
 
-    from vla import recipes, randomness
+    from vla import randomness, recipes
     from vla.bench.gradients import gradient_noise
     from vla.bench.likelihood import chain_bits, sampler_bits
     from vla.bench.revision import revision
@@ -183,7 +207,9 @@ def probe(config: Any, cell: Cell) -> dict[str, Any]:
         for step in range(count):
             batch = batches.batch(step)
             whole = ~batch["is_pad"].any(1)
-            batch = {k: v[whole] if hasattr(v, "shape") else {c: x[whole] for c, x in v.items()} for k, v in batch.items()}
+            batch = {
+                k: v[whole] if hasattr(v, "shape") else {c: x[whole] for c, x in v.items()} for k, v in batch.items()
+            }
             digits = s.tokenizers.action.encode(torch.from_numpy(batch["actions"]))
             with torch.no_grad():
                 prefix = model.encode(*s.inputs(batch))
@@ -199,7 +225,9 @@ def probe(config: Any, cell: Cell) -> dict[str, Any]:
             found["gradient_plain"] = gradient_noise(s, PLAIN, 1)
             found["gradient"] = gradient_noise(s, recipe.programs, recipe.noise_candidates)
     for name, drawn in (("bits", noise), ("bits_plain_mask", False)):
-        found[name] = {t: bits(lambda p, d, k, t=t, z=drawn: sampler_bits(model, p, d, k, t, single, z), 2) for t in (1, 2, 4)}
+        found[name] = {
+            t: bits(lambda p, d, k, t=t, z=drawn: sampler_bits(model, p, d, k, t, single, z), 2) for t in (1, 2, 4)
+        }
     found["chain_bits"] = bits(lambda p, d, k: chain_bits(model, p, d, k), 2)
     batch = batches.batch(0)
     digits = s.tokenizers.action.encode(torch.from_numpy(batch["actions"]))

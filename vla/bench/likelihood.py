@@ -21,7 +21,9 @@ from vla.diffusion.sampler import kept_fraction
 from vla.model import LatticeModel, Prefix
 
 
-def group_nll(model: LatticeModel, prefix: Prefix, state: State, digits_BNSD: Tensor, known_BNS: Tensor, noise: bool) -> Tensor:
+def group_nll(
+    model: LatticeModel, prefix: Prefix, state: State, digits_BNSD: Tensor, known_BNS: Tensor, noise: bool
+) -> Tensor:
     """-log of the probability that the digits up to `known_BNS` get their true values in one evaluation: float64 (B,)."""
     newly_BNSD = revealed(digits_BNSD, known_BNS).visible_BNSD() & ~state.visible_BNSD()
     indices = range(1, model.config.noise_indices) if noise else range(1)
@@ -38,12 +40,21 @@ def group_nll(model: LatticeModel, prefix: Prefix, state: State, digits_BNSD: Te
 
 @torch.no_grad()
 def sampler_bits(
-    model: LatticeModel, prefix: Prefix, digits_BNSD: Tensor, key_B: Tensor, evaluations: int, single_mask: bool, noise: bool
+    model: LatticeModel,
+    prefix: Prefix,
+    digits_BNSD: Tensor,
+    key_B: Tensor,
+    evaluations: int,
+    single_mask: bool,
+    noise: bool,
 ) -> Tensor:
     """Bits a chunk under the sampler of T evaluations with a random order inside each level: float64 (B,)."""
     shape, depth = digits_BNSD.shape[:-1], digits_BNSD.shape[-1]
     rank_BNS = randomness.uniform(key_B, "order", *shape[1:]).flatten(1).argsort(1).argsort(1).view(shape)
-    state, total_B = revealed(digits_BNSD, torch.zeros(shape, dtype=torch.long)), torch.zeros(shape[0], dtype=torch.float64)
+    state, total_B = (
+        revealed(digits_BNSD, torch.zeros(shape, dtype=torch.long)),
+        torch.zeros(shape[0], dtype=torch.float64),
+    )
     for t in range(1, evaluations + 1):
         fractions = kept_fraction(t, evaluations, depth, single_mask)
         known_BNS = sum((rank_BNS < math.ceil(f * shape[1] * shape[2])).long() for f in fractions)

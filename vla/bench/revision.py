@@ -16,14 +16,20 @@ from vla.diffusion.sampler import Sample, Sampling, fill, take_back
 from vla.model import LatticeModel, Prefix
 
 SHARE = 0.15
+DOUBT = 0.8
+"""What is true with less than this probability is taken back: a false alarm costs little, it is filled again."""
 
 
 @torch.no_grad()
-def revision(model: LatticeModel, prefix: Prefix, digits_BHAD: Tensor, real_BH: Tensor, key_B: Tensor) -> dict[str, float]:
+def revision(
+    model: LatticeModel, prefix: Prefix, digits_BHAD: Tensor, real_BH: Tensor, key_B: Tensor
+) -> dict[str, float]:
     """{"auroc", "repair", "harm", "auroc_confidence", "repair_confidence"}.
 
-    auroc: of "this token is true" on all real tokens. repair: falsified tokens whose coarse digit is true again after
-    the two evaluations. harm: true tokens whose coarse digit is not, afterwards. `real_BH`: bool, not padding.
+    auroc: of "this token is true" on all real tokens. repair: falsified tokens whose value is within half a coarse bin of
+    the true one after the two evaluations (before: how many are by chance); repair_digit: whose coarse digit is the true
+    one; repair_oracle: as repair, if somebody said which tokens are false. harm: true tokens whose value is not within
+    half a coarse bin, afterwards. `real_BH`: bool, not padding.
     """
     layout = model.config.layout
     radix_AD = model.head.allowed_ADV.sum(-1)
@@ -43,11 +49,22 @@ def revision(model: LatticeModel, prefix: Prefix, digits_BHAD: Tensor, real_BH: 
     confidence_BNS = torch.stack(log_p).sum(0)
     result = {"auroc_confidence": auroc(confidence_BNS[true_BNS], confidence_BNS[false_BNS])}
 
+    place_D = torch.tensor([layout.base ** -(d + 1) for d in range(layout.digits)])
+
+    def close(canvas: Tensor) -> Tensor:
+        return ((canvas - digits) * place_D).sum(-1).abs() <= 0.5 / layout.base
+
+    result["before"] = close(shown)[false_BNS].double().mean().item()
+
     def mended(doubted: Sample, name: str) -> None:
         filled, _ = fill(model, prefix, doubted, key_B, Sampling(1), 0.0, [1.0] * layout.digits)
-        right_BNS = filled.state.digits_BNSD[..., 0] == digits[..., 0]
-        result[f"repair{name}"] = right_BNS[false_BNS].double().mean().item()
-        result[f"harm{name}"] = (~right_BNS)[true_BNS].double().mean().item()
+        canvas = filled.state.digits_BNSD
+        result[f"repair{name}"] = close(canvas)[false_BNS].double().mean().item()
+        result[f"repair_digit{name}"] = (canvas == digits)[..., 0][false_BNS].double().mean().item()
+        result[f"harm{name}"] = (~close(canvas))[true_BNS].double().mean().item()
+
+    oracle = climb(state, layout.digits * false_BNS.long(), suspect=True)
+    mended(Sample(oracle, now.confidence_BNS, now.fine_offset_BNS, 0), "_oracle")
 
     # Without the head: as many tokens as are false, the least confident ones first, go to the top of the lattice.
     threshold = confidence_BNS[real_BNS].kthvalue(max(1, int(false_BNS.sum()))).values
@@ -56,7 +73,7 @@ def revision(model: LatticeModel, prefix: Prefix, digits_BHAD: Tensor, real_BH: 
     if model.quality is not None:
         quality_BNS = model.quality(h).sigmoid().prod(-1)
         result["auroc"] = auroc(quality_BNS[true_BNS], quality_BNS[false_BNS])
-        mended(take_back(model, prefix, now, 0.5), "")
+        mended(take_back(model, prefix, now, DOUBT), "")
     return result
 
 

@@ -14,7 +14,7 @@ drawn as 1/t it is the MDLM bound, Sahoo et al. 2024, eq. 10). Fine digits weigh
 robot's units. The mean is taken over the batch and the segment, so that samples with much to ask weigh more than those
 with little, and long segments do not drown short ones.
 
-The noise index z of first copies is picked among K candidates (`noise.explain`): the bound of an importance-weighted
+The noise index z of a copy that has one is picked among K candidates (`noise.explain`): the bound of an importance-weighted
 autoencoder on the likelihood of the one-evaluation sampler.
 """
 
@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vla.diffusion.noise import explain
-from vla.diffusion.programs import COPIES, Corrupted
+from vla.diffusion.programs import COPIES, Corrupted, noisy_copy
 from vla.model import LatticeModel, Prefix
 
 QUALITY_WEIGHT = 0.1
@@ -39,10 +39,9 @@ def losses(
     """
     state = corrupted.state
     if candidates > 1 and model.config.noise_indices > 1:
-        first = slice(0, None, COPIES)
-        picked = explain(model, prefix, corrupted, first, key_B, candidates)
+        rows = noisy_copy(len(key_B), key_B.device).flatten().nonzero().squeeze(1)  # one copy of every sample
         noise_BNS = state.noise_BNS.clone()
-        noise_BNS[first] = picked[:, None, None]
+        noise_BNS[rows] = explain(model, prefix, corrupted, rows, key_B, candidates)[:, None, None]
         state = state.with_noise(noise_BNS)
     h_BNW = model.decode(prefix.repeat(COPIES), state)
     digits = digit_losses(model.head(h_BNW, corrupted.digits_BNSD), corrupted)

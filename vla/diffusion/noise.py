@@ -43,12 +43,13 @@ def redraw(state: State, key_B: Tensor, noise_indices: int, noisy: bool | Tensor
 
 @torch.no_grad()
 def explain(
-    model: LatticeModel, prefix: Prefix, corrupted: "Corrupted", rows: slice, key_B: Tensor, candidates: int
+    model: LatticeModel, prefix: Prefix, corrupted: "Corrupted", rows: Tensor, key_B: Tensor, candidates: int
 ) -> Tensor:
     """Pick, for each of `rows` of the corrupted canvas, a noise index among `candidates`. int64 (B,); plain masks stay 0.
 
     The weight of a candidate is how well it explains what is asked, with the weights of the loss. Costs `candidates`
-    evaluations without a gradient. `prefix`, `key_B`: one a row of the selection.
+    evaluations without a gradient. `rows`: int64 (B,), one for each row of
+    `prefix` and `key_B`.
     """
     state, digits_BNSD, asked_BNSD = corrupted.state, corrupted.digits_BNSD[rows], corrupted.asked_BNSD[rows]
     key_BC = randomness.fold(key_B[:, None], torch.arange(candidates, device=key_B.device))

@@ -38,7 +38,7 @@ SHAPES = ("tokens", "timesteps", "dimensions", "tail", "band")
 class Programs:
     """How much of what is hidden. Probabilities in [0, 1]."""
 
-    full: float = 0.8
+    full: float = 0.5
     """The full pair."""
     revise: float = 0.1
     """The revision pair; what is left are complementary pairs."""
@@ -55,8 +55,8 @@ class Programs:
     max_prefix: int = 4
     min_ratio: float = 0.1
     """Mask ratios are clipped to [min_ratio, 1 - min_ratio]: the complement is a mask, too."""
-    noisy: float = 0.5
-    """Samples with a noise index; the others are learnt under the plain mask."""
+    noisy: float = 1.0
+    """Samples with a noise index on one of their copies; all other copies are learnt under the plain mask."""
     single_mask: bool = False
     """The two-rung lattice of other masked VLAs: a token is hidden with all its digits, or shown with all of them."""
     complementary: bool = True
@@ -72,8 +72,19 @@ class Programs:
             raise ValueError("a single mask has no coarse rung: set keep_coarse and only_coarse to 0")
 
 
-PLAIN = Programs(full=0, revise=0, keep_coarse=0, only_coarse=0, structured=0, wrong=0, prefix=0, min_ratio=0, single_mask=True,
-                 complementary=False, bell=False)  # fmt: skip
+PLAIN = Programs(
+    full=0,
+    revise=0,
+    keep_coarse=0,
+    only_coarse=0,
+    structured=0,
+    wrong=0,
+    prefix=0,
+    min_ratio=0,
+    single_mask=True,
+    complementary=False,
+    bell=False,
+)
 """Plain random masking, the baseline: one mask, independent masks of uniform ratio."""
 
 
@@ -93,16 +104,9 @@ class Corrupted:
 
 
 def times(key_B: Tensor, coordinates: int) -> Tensor:
-    """Low-discrepancy times in [0, 1), float64 (B, coordinates): every stretch of the batch covers the unit cube evenly.
-
-    The additive recurrence with the powers of the generalised golden ratio (Roberts 2018), started at a random place.
-    """
-    phi = 2.0
-    for _ in range(40):  # the root of phi^(c + 1) = phi + 1
-        phi = (1 + phi) ** (1 / (coordinates + 1))
-    rows_B1 = torch.arange(key_B.shape[0], device=key_B.device).unsqueeze(1)
-    steps_C = torch.tensor([phi ** -(c + 1) for c in range(coordinates)], dtype=torch.float64, device=key_B.device)
-    return (randomness.uniform(key_B[:1], "spread", coordinates) + rows_B1 * steps_C) % 1
+    """Low-discrepancy times in [0, 1), float64 (B, coordinates): a Sobol sequence over the batch, shifted at random."""
+    points_BC = torch.quasirandom.SobolEngine(coordinates).draw(key_B.shape[0], dtype=torch.float64).to(key_B.device)
+    return (points_BC + randomness.uniform(key_B[:1], "shift", coordinates)) % 1
 
 
 def ratios(key_B: Tensor, segments: int, programs: Programs) -> Tensor:
@@ -169,7 +173,9 @@ def corrupt(
     given_BH = torch.arange(horizon, device=device) < length_B[:, None]
     known_BKHA = torch.where(given_BH[:, None, :, None], depth, known_BKHA)
     known_BKHA = torch.where(pad_BH[:, None, :, None], 0, known_BKHA)
-    taken_back_BK11 = (uniform("suspect", COPIES) < 0.25)[:, :, None, None] & (known_BKHA > 0).any(-1, True).any(-2, True)
+    taken_back_BK11 = (uniform("suspect", COPIES) < 0.25)[:, :, None, None] & (known_BKHA > 0).any(-1, True).any(
+        -2, True
+    )
     provenance_BKHA = torch.where(taken_back_BK11 & (known_BKHA < depth), int(Provenance.SUSPECT), int(Provenance.FREE))
     committed_BKHA = (given_BH & ~pad_BH)[:, None, :, None].expand_as(known_BKHA)
     provenance_BKHA = torch.where(committed_BKHA, int(Provenance.COMMITTED), provenance_BKHA)
@@ -180,6 +186,8 @@ def corrupt(
     share_BK11[:, 1] = torch.where(is_revision_B1[:, 0, 0], uniform("share of wrong") / 3, share_BK11[:, 1])
     false_BKHA = uniform("wrong", COPIES, horizon, dims) < share_BK11[:, :, None, None]
     false_BKHA &= (known_BKHA > 0) & ~committed_BKHA
+    # In a complementary pair a token that keeps its coarse digit keeps the true one: nobody else asks for the rest.
+    false_BKHA &= ~hides_BKHA | (is_full_B1 | is_revision_B1).unsqueeze(1)
     radix_AD = torch.full((dims, depth), layout.base, device=device) if radix_AD is None else radix_AD
     shown_BKHAD = torch.where(false_BKHA.unsqueeze(-1), falsify(clean_BKHAD, key_B, radix_AD), clean_BKHAD)
 
@@ -195,8 +203,13 @@ def corrupt(
     wrong_BNSD = visible_BNSD & (shown_BNSD != digits_BNSD)
     asked_BNSD = ~visible_BNSD & real_BNS1 & ~wrong_BNSD.any(-1, keepdim=True)
     judged_BNSD = visible_BNSD & real_BNS1 & (state.provenance_BNS != Provenance.COMMITTED).unsqueeze(-1)
-    noisy_BK = (uniform("noisy") < programs.noisy).repeat_interleave(COPIES)
+    noisy_BK = noisy_copy(batch, device).flatten() & (uniform("noisy") < programs.noisy).repeat_interleave(COPIES)
     return Corrupted(redraw(state, key_BK, noise_indices, noisy_BK), digits_BNSD, asked_BNSD, judged_BNSD, wrong_BNSD)
+
+
+def noisy_copy(batch: int, device: torch.device) -> Tensor:
+    """bool (B, K): the copy that may have a noise index, the first of even samples and the second of odd ones."""
+    return torch.arange(COPIES, device=device) == torch.arange(batch, device=device).unsqueeze(1) % COPIES
 
 
 def falsify(digits_BKHAD: Tensor, key_B: Tensor, radix_AD: Tensor) -> Tensor:
@@ -207,7 +220,9 @@ def falsify(digits_BKHAD: Tensor, key_B: Tensor, radix_AD: Tensor) -> Tensor:
     shape = digits_BKHAD.shape[1:-1]
     radix_A = radix_AD[:, 0]
     coarse = digits_BKHAD[..., 0]
-    anywhere = (coarse + 1 + randomness.integers(key_B, "anywhere", 1 << 30, *shape) % (radix_A - 1).clamp(min=1)) % radix_A
+    anywhere = (
+        coarse + 1 + randomness.integers(key_B, "anywhere", 1 << 30, *shape) % (radix_A - 1).clamp(min=1)
+    ) % radix_A
     side = 2 * randomness.integers(key_B, "side", 2, *shape) - 1
     beside = coarse + side
     beside = torch.where((beside < 0) | (beside >= radix_A), coarse - side, beside).clamp(min=0)

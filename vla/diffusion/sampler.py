@@ -121,7 +121,9 @@ def sample(
     for t in range(1, sampling.evaluations + 1):
         fractions = kept_fraction(t, sampling.evaluations, layout.digits, sampling.single_mask)
         cooled = 1 - (t - 1) / sampling.evaluations if sampling.anneal else 1.0
-        now, sure = fill(model, prefix, now, randomness.fold(key_B, t), sampling, sampling.temperature * cooled, fractions)
+        now, sure = fill(
+            model, prefix, now, randomness.fold(key_B, t), sampling, sampling.temperature * cooled, fractions
+        )
         if trace is not None:
             trace(now.evaluations, now.state, now.confidence_BNS)
         if sure:

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from vla.canvas import ActionLayout, Provenance, State
 
-
 NOISE_SCALE = 0.3
 
 

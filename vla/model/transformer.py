@@ -39,7 +39,7 @@ class ModelConfig:
     digits: int = 2
     base: int = 16
     arrangement: ActionArrangement = "per_step"
-    noise_indices: int = 64
+    noise_indices: int = 16
     """How many interchangeable masks there are."""
     width: int = 128
     layers: int = 2

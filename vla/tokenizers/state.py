@@ -33,8 +33,9 @@ class StateScaler:
             raise ValueError(f"expected {len(self.names)} state values {self.names}, got {state_BS.shape[-1]}")
         low, high = torch.tensor(self.low), torch.tensor(self.high)
         low, high = low.to(state_BS.device), high.to(state_BS.device)
-        span = torch.where(high - low > 1e-8, high - low, torch.ones_like(high))
-        return (2 * (state_BS.to(torch.float32) - low) / span - 1).clamp(-2, 2)
+        moves = high - low > 1e-8
+        span = torch.where(moves, high - low, torch.ones_like(high))
+        return torch.where(moves, 2 * (state_BS.to(torch.float32) - low) / span - 1, 0.0).clamp(-2, 2)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -131,8 +131,9 @@ def train(config: TrainConfig) -> dict[str, Any]:
             done = step + 1
             if done % config.log_interval == 0 or done == total:
                 parts = {name: value.item() for name, value in losses.items()}
-                metrics.log(done, recipe.batch_size, **parts, lr=s.learning_rate(step, total),
-                            grad_norm=grad_norm.item())  # fmt: skip
+                metrics.log(
+                    done, recipe.batch_size, **parts, lr=s.learning_rate(step, total), grad_norm=grad_norm.item()
+                )
             metrics.advance(done)
             if done % config.val_interval == 0 or done == total:
                 last_validation = validate(s)

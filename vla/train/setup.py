@@ -8,7 +8,7 @@ import json
 import math
 import os
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from vla.diffusion import corrupt, losses, total_loss
 from vla.model import LatticeModel, ModelConfig
 from vla.policy import Policy
 from vla.recipes import Recipe
-from vla.tokenizers import BinTokenizer, StateScaler, TextTokenizer, Tokenizers
+from vla.tokenizers import StateScaler, TextTokenizer, Tokenizers, build_action_tokenizer
 
 
 @dataclass
@@ -62,11 +62,17 @@ class Session:
     def losses(self, batch: dict[str, Any], step: int, model: LatticeModel | None = None) -> dict[str, Tensor]:
         """The losses of one batch by name, "loss" the total. Masks and noise: a function of (seed, step, place in it)."""
         model, config = model or self.model, self.model.config
-        digits_BHAD = self.tokenizers.action.encode(torch.from_numpy(batch["actions"])).to(self.device)
-        pad_BH = torch.from_numpy(batch["is_pad"]).to(self.device)
+        tokenizer = self.tokenizers.action
+        digits_BHAD = tokenizer.encode(torch.from_numpy(batch["actions"])).to(self.device)
+        if tokenizer.time_aligned:
+            pad_BH = torch.from_numpy(batch["is_pad"]).to(self.device)
+        else:  # a position speaks about all steps; past the end of the episode the last action was repeated
+            pad_BH = torch.zeros(digits_BHAD.shape[:2], dtype=torch.bool, device=self.device)
         key_B = randomness.fold(self.seed, step, torch.arange(len(digits_BHAD))).to(self.device)
         radix_AD = model.head.allowed_ADV.sum(-1)
         programs = self.recipe.programs
+        if 0 <= step < self.recipe.full_steps:
+            programs = replace(programs, full=1 - programs.revise)
         corrupted = corrupt(digits_BHAD, pad_BH, key_B, config.layout, programs, config.noise_indices, radix_AD)
         with self.autocast():
             prefix = model.encode(*self.inputs(batch))
@@ -120,19 +126,29 @@ def build(config: Any, recipe: Recipe) -> Session:
     cache = open_cache(config.dataset, image_size=recipe.image_size)
     train_episodes, val_episodes = split_episodes(cache, recipe.holdout, config.seed)
     tokenizers = Tokenizers(
-        BinTokenizer.fit(cache.action, list(cache.action_names), recipe.digits, recipe.base),
+        build_action_tokenizer(
+            recipe.actions,
+            cache.action,
+            cache.episode_from,
+            cache.episode_to,
+            list(cache.action_names),
+            recipe.horizon,
+            recipe.digits,
+            recipe.base,
+        ),
         StateScaler.fit(cache.state, list(cache.state_names)),
         TextTokenizer.train(cache.tasks, recipe.vocabulary),
     )
+    positions, sub_tokens = tokenizers.action.grid(recipe.horizon)
     model_config = ModelConfig(
         cameras=tuple(cache.cameras),
         image_size=recipe.image_size,
         state_dim=cache.state.shape[1],
         vocabulary=tokenizers.text.vocabulary,
         text_length=tokenizers.text.length,
-        action_dims=tokenizers.action.dims,
-        horizon=recipe.horizon,
-        digits=recipe.digits,
+        action_dims=sub_tokens,
+        horizon=positions,
+        digits=tokenizers.action.digits,
         base=recipe.base,
         arrangement=recipe.arrangement,
         noise_indices=recipe.noise_indices,
