@@ -173,8 +173,8 @@ class Policy:
         """Committed actions as given tokens: real-time chunking is in-painting."""
         if not self.tokenizers.action.time_aligned:
             raise ValueError(
-                f"actions cannot be committed with the '{self.tokenizers.action.kind}' tokenizer, whose tokens speak about "
-                "the whole chunk; train with actions=bins for real-time chunking"
+                f"actions cannot be committed with the '{self.tokenizers.action.kind}' tokenizer, whose tokens speak "
+                "about the whole chunk; train with actions=bins for real-time chunking"
             )
         layout = self.model.config.layout
         empty = hidden((batch, layout.positions, layout.sub_tokens), layout.digits, self.device)

@@ -29,9 +29,9 @@ class Recipe:
     """Of a token; `rvq` has at least 4."""
     base: int = 16
     arrangement: ActionArrangement = "per_step"
-    noise_indices: int = 16
+    noise_indices: int = 1
     """How many interchangeable masks there are; 1: one."""
-    noise_candidates: int = 4
+    noise_candidates: int = 8
     """Noise indices that training looks at, to learn from the one that explains the sample best; 1: the one drawn."""
     width: int = 128
     layers: int = 2

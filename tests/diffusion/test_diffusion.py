@@ -107,7 +107,15 @@ def test_a_forbidden_digit_costs_nothing_and_has_no_nan():
 def tiny(arrangement="per_step"):
     torch.manual_seed(0)
     model = LatticeModel(
-        ModelConfig(image_size=16, vocabulary=50, text_length=6, width=32, arrangement=arrangement, quality=True)
+        ModelConfig(
+            image_size=16,
+            vocabulary=50,
+            text_length=6,
+            width=32,
+            arrangement=arrangement,
+            quality=True,
+            noise_indices=64,
+        )
     ).eval()
     for p in model.parameters():
         p.data += torch.randn_like(p) * 0.1
@@ -209,5 +217,5 @@ def test_golden_loss_and_sample():
     c = corrupted(4)
     loss = total_loss(*losses(model, model.encode(*observation(4)), c, KEYS[:4], candidates=4)).item()
     tokens = sample(model, model.encode(*observation(4)), randomness.fold(0, torch.arange(4)), Sampling(4, 1.0)).state
-    assert loss == pytest.approx(4.4258, abs=2e-3)
-    assert tokens.digits_BNSD[0, 0].flatten().tolist() == [14, 1, 4, 4, 0, 12, 0, 14]
+    assert loss == pytest.approx(4.4089, abs=2e-3)
+    assert tokens.digits_BNSD[0, 0].flatten().tolist() == [14, 14, 4, 12, 3, 5, 15, 14]

@@ -30,7 +30,7 @@ class Variant:
     single_mask: bool
 
 
-LATTICE = Variant(Programs(noisy=1.0), NOISE_INDICES, CANDIDATES, False)
+LATTICE = Variant(Programs(), NOISE_INDICES, CANDIDATES, False)
 SINGLE = Variant(PLAIN, 1, 1, True)
 
 

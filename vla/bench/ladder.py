@@ -24,7 +24,6 @@ ONE_RUNG = (
     "sampling.single_mask=true",
 )
 ALL_TRUE = ("programs.wrong=0", "programs.revise=0")
-ONE_NOISE = ("noise_indices=1", "noise_candidates=1")
 NO_PAIRS = (
     "programs.full=0",
     "programs.structured=0",
@@ -34,19 +33,19 @@ NO_PAIRS = (
     "programs.bell=false",
 )
 VARIANTS: dict[str, tuple[str, ...]] = {
-    "single_mask": (*ONE_RUNG, *ALL_TRUE, *ONE_NOISE, *NO_PAIRS),
-    "pairs": (*ONE_RUNG, *ALL_TRUE, *ONE_NOISE),
-    "rungs": (*ALL_TRUE, *ONE_NOISE),
-    "noise": ALL_TRUE,
+    "single_mask": (*ONE_RUNG, *ALL_TRUE, *NO_PAIRS),
+    "pairs": (*ONE_RUNG, *ALL_TRUE),
+    "rungs": ALL_TRUE,
     "lattice": (),
+    "noise": ("noise_indices=16",),
 }
 """Overrides of the recipe, each step of the ladder with one part more."""
 MEANING = {
     "single_mask": "one mask, plain random masking",
     "pairs": "+ complementary pairs, bell ratios, full masks, structure",
     "rungs": "+ a coarse rung",
+    "lattice": "+ false tokens, quality head, revision pairs (the recipe)",
     "noise": "+ noise index, picked by its posterior",
-    "lattice": "+ false tokens, quality head, revision pairs",
 }
 
 

@@ -24,7 +24,7 @@ from vla.model import LatticeModel, Prefix
 def group_nll(
     model: LatticeModel, prefix: Prefix, state: State, digits_BNSD: Tensor, known_BNS: Tensor, noise: bool
 ) -> Tensor:
-    """-log of the probability that the digits up to `known_BNS` get their true values in one evaluation: float64 (B,)."""
+    """-log p of the true digits up to `known_BNS`, decided in one evaluation: float64 (B,)."""
     newly_BNSD = revealed(digits_BNSD, known_BNS).visible_BNSD() & ~state.visible_BNSD()
     indices = range(1, model.config.noise_indices) if noise else range(1)
     log_p = []

@@ -26,10 +26,10 @@ def revision(
 ) -> dict[str, float]:
     """{"auroc", "repair", "harm", "auroc_confidence", "repair_confidence"}.
 
-    auroc: of "this token is true" on all real tokens. repair: falsified tokens whose value is within half a coarse bin of
-    the true one after the two evaluations (before: how many are by chance); repair_digit: whose coarse digit is the true
-    one; repair_oracle: as repair, if somebody said which tokens are false. harm: true tokens whose value is not within
-    half a coarse bin, afterwards. `real_BH`: bool, not padding.
+    auroc: of "this token is true" on all real tokens. repair: falsified tokens whose value is within half a coarse bin
+    of the true one after the two evaluations (before: how many are by chance); repair_digit: whose coarse digit is the
+    true one; repair_oracle: as repair, if somebody said which tokens are false. harm: true tokens whose value is not
+    within half a coarse bin, afterwards. `real_BH`: bool, not padding.
     """
     layout = model.config.layout
     radix_AD = model.head.allowed_ADV.sum(-1)

@@ -14,8 +14,8 @@ drawn as 1/t it is the MDLM bound, Sahoo et al. 2024, eq. 10). Fine digits weigh
 robot's units. The mean is taken over the batch and the segment, so that samples with much to ask weigh more than those
 with little, and long segments do not drown short ones.
 
-The noise index z of a copy that has one is picked among K candidates (`noise.explain`): the bound of an importance-weighted
-autoencoder on the likelihood of the one-evaluation sampler.
+The noise index z of a copy that has one is picked among K candidates (`noise.explain`): the bound of an
+importance-weighted autoencoder on the likelihood of the one-evaluation sampler.
 """
 
 import torch
@@ -39,9 +39,10 @@ def losses(
     """
     state = corrupted.state
     if candidates > 1 and model.config.noise_indices > 1:
-        rows = noisy_copy(len(key_B), key_B.device).flatten().nonzero().squeeze(1)  # one copy of every sample
+        rows = noisy_copy(len(key_B), key_B.device).flatten().nonzero().squeeze(1)
+        asked = rows // COPIES
         noise_BNS = state.noise_BNS.clone()
-        noise_BNS[rows] = explain(model, prefix, corrupted, rows, key_B, candidates)[:, None, None]
+        noise_BNS[rows] = explain(model, prefix.pick(asked), corrupted, rows, key_B[asked], candidates)[:, None, None]
         state = state.with_noise(noise_BNS)
     h_BNW = model.decode(prefix.repeat(COPIES), state)
     digits = digit_losses(model.head(h_BNW, corrupted.digits_BNSD), corrupted)

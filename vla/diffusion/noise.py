@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 def redraw(state: State, key_B: Tensor, noise_indices: int, noisy: bool | Tensor = True) -> State:
-    """The same knowledge under a new noise index, one a row: 1..M-1 where `noisy` (bool (B,)), else the plain mask 0."""
+    """The same knowledge under a new noise index a row: 1..M-1 where `noisy` (bool (B,)), else the plain mask, 0."""
     if noise_indices == 1:
         index_B = torch.zeros_like(key_B)
     else:
@@ -45,7 +45,7 @@ def redraw(state: State, key_B: Tensor, noise_indices: int, noisy: bool | Tensor
 def explain(
     model: LatticeModel, prefix: Prefix, corrupted: "Corrupted", rows: Tensor, key_B: Tensor, candidates: int
 ) -> Tensor:
-    """Pick, for each of `rows` of the corrupted canvas, a noise index among `candidates`. int64 (B,); plain masks stay 0.
+    """Pick a noise index among `candidates` for each of `rows` of the canvas: int64 (B,). Plain masks stay 0.
 
     The weight of a candidate is how well it explains what is asked, with the weights of the loss. Costs `candidates`
     evaluations without a gradient. `rows`: int64 (B,), one for each row of

@@ -56,7 +56,7 @@ class Programs:
     min_ratio: float = 0.1
     """Mask ratios are clipped to [min_ratio, 1 - min_ratio]: the complement is a mask, too."""
     noisy: float = 1.0
-    """Samples with a noise index on one of their copies; all other copies are learnt under the plain mask."""
+    """Of the copies that may have a noise index (`noisy_copy`); all others are learnt under the plain mask."""
     single_mask: bool = False
     """The two-rung lattice of other masked VLAs: a token is hidden with all its digits, or shown with all of them."""
     complementary: bool = True
@@ -208,12 +208,13 @@ def corrupt(
 
 
 def noisy_copy(batch: int, device: torch.device) -> Tensor:
-    """bool (B, K): the copy that may have a noise index, the first of even samples and the second of odd ones."""
-    return torch.arange(COPIES, device=device) == torch.arange(batch, device=device).unsqueeze(1) % COPIES
+    """bool (B, K): the copies that may have a noise index, one of every other sample, first and second in turn."""
+    sample_B1 = torch.arange(batch, device=device).unsqueeze(1)
+    return (sample_B1 % 2 == 0) & (sample_B1 // 2 % COPIES == torch.arange(COPIES, device=device))
 
 
 def falsify(digits_BKHAD: Tensor, key_B: Tensor, radix_AD: Tensor) -> Tensor:
-    """Other tokens of the same dimensions: the coarse digit moves by one (half of them) or anywhere; the rest is redrawn.
+    """Other tokens of the same dimensions: the coarse digit moves by one (half of them) or anywhere, the rest is new.
 
     int64 (B, K, H, A, D). A dimension with one value only keeps it.
     """

@@ -176,10 +176,8 @@ def fill(
     kept, confidence, offset = state.known_BNS, now.confidence_BNS, now.fine_offset_BNS
     for d, fraction in enumerate([1.0] * depth if sure else fractions):
         candidate = kept == d  # the digits before d are known or just kept
-        if sampling.order == "confidence":
-            score = levels[d]
-        else:  # one order for all digits of a row and step
-            score = randomness.uniform(key_B, "order", *kept.shape[1:])
+        in_order = sampling.order == "confidence"
+        score = levels[d] if in_order else randomness.uniform(key_B, "order", *kept.shape[1:])  # one order a step
         score = torch.where(candidate, score, -1.0).flatten(1)
         rank = score.argsort(dim=1, descending=True, stable=True).argsort(dim=1, stable=True).view_as(kept)
         done = (kept > d).flatten(1).sum(1)

@@ -39,7 +39,7 @@ class ModelConfig:
     digits: int = 2
     base: int = 16
     arrangement: ActionArrangement = "per_step"
-    noise_indices: int = 16
+    noise_indices: int = 1
     """How many interchangeable masks there are."""
     width: int = 128
     layers: int = 2
@@ -78,6 +78,11 @@ class Prefix:
 
         keys, values = [rows(k) for k in self.keys], [rows(v) for v in self.values]
         return Prefix(keys, values, rows(self.visible_BP), rows(self.summary_BW))
+
+    def pick(self, rows: Tensor) -> "Prefix":
+        """Some of the rows. `rows`: int64 (B',)."""
+        keys, values = [k[rows] for k in self.keys], [v[rows] for v in self.values]
+        return Prefix(keys, values, self.visible_BP[rows], self.summary_BW[rows])
 
 
 class Block(nn.Module):

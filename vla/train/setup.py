@@ -60,7 +60,7 @@ class Session:
         return images, state_BS, self.words_TL[torch.from_numpy(batch["task_index"])].to(self.device)
 
     def losses(self, batch: dict[str, Any], step: int, model: LatticeModel | None = None) -> dict[str, Tensor]:
-        """The losses of one batch by name, "loss" the total. Masks and noise: a function of (seed, step, place in it)."""
+        """The losses of one batch, "loss" the total. Masks and noise: a function of (seed, step, place in it)."""
         model, config = model or self.model, self.model.config
         tokenizer = self.tokenizers.action
         digits_BHAD = tokenizer.encode(torch.from_numpy(batch["actions"])).to(self.device)

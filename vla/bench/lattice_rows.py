@@ -1,0 +1,214 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The rows of `vla bench lattice`: what the cells measured, against the goals."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from vla.bench.ladder import MEANING, NFES
+from vla.bench.results import Row, mean_interval
+
+Found = dict[str, Any]
+"""What a cell measured."""
+
+
+def over_seeds(
+    id: str,
+    values: Sequence[float],
+    unit: str = "fraction",
+    goal: str = "",
+    good: Callable[[float], bool] | None = None,
+    note: str = "",
+) -> Row:
+    """Mean over seeds with its t-interval; `good`: whether the mean meets the goal."""
+    mean, interval = mean_interval(values)
+    return Row(id, mean, unit, len(values), interval, goal, good(mean) if good else None, note)
+
+
+def fork_rows(forks: list[Found]) -> list[Row]:
+    """The bimodal task."""
+
+    def of(name: str, sampler: str, what: str) -> list[float]:
+        return [f[sampler][what] for f in forks if f["name"] == name]
+
+    single = of("single_mask", "nfe1_t0", "joint")
+    low = sum(single) / len(single)
+    return [
+        over_seeds(
+            "bimodal_joint_1nfe",
+            of("lattice", "nfe1_t0", "joint"),
+            goal="at least 0.90, single mask at most 0.55",
+            good=lambda mean: mean >= 0.90 and low <= 0.55,
+            note="2,000 chunks a seed; digits by arg max, the noise index drawn",
+        ),
+        over_seeds("bimodal_joint_1nfe_single_mask", single, note="arg max"),
+        over_seeds(
+            "bimodal_joint_1nfe_single_mask_sampled", of("single_mask", "nfe1_t1", "joint"), note="temperature 1"
+        ),
+        over_seeds(
+            "mode_coverage",
+            of("lattice", "nfe1_t0", "coverage"),
+            goal="at least 0.90",
+            good=lambda mean: mean >= 0.90,
+            note="sum over both modes of min(frequency, 1/2)",
+        ),
+        over_seeds("mode_coverage_single_mask", of("single_mask", "nfe1_t0", "coverage"), note="arg max"),
+    ]
+
+
+def world_rows(prefix: str, cells: dict[str, list[Found]]) -> list[Row]:
+    """ "lattice" against "single_mask" in one world, for likelihoods "noise" where it is; ids begin with `prefix`."""
+    ours, single = cells["lattice"], cells["single_mask"]
+    rows = success_rows(ours, single) + likelihood_rows(cells.get("noise", ours), single) + learning_rows(ours, single)
+    rows += revision_rows([c["revision"] for c in ours])
+    return [Row(**{**row.__dict__, "id": prefix + row.id}) for row in rows]
+
+
+def success_rows(ours: list[Found], single: list[Found]) -> list[Row]:
+    """Success in simulation at 1, 2, 4 and 8 evaluations, all seeds together."""
+    from vla.eval.statistics import compare_paired, wilson_interval
+
+    def pooled(of: list[Found], n: int) -> dict[tuple[str, int], bool]:
+        return {(episode, c["seed"]): success for c in of for episode, success in c["successes"][str(n)].items()}
+
+    def row(id: str, episodes: dict[tuple[str, int], bool], *judgement: Any) -> Row:
+        k, n = sum(episodes.values()), len(episodes)
+        return Row(id, k / n, "fraction", n, wilson_interval(k, n), *judgement)
+
+    rows: list[Row] = []
+    reference = pooled(single, 8)
+    for n in NFES:
+        episodes = pooled(ours, n)
+        value, goals, passes, note = sum(episodes.values()) / len(episodes), [], True, ""
+        if rows:
+            goals.append(f"not below {rows[-1].id}")
+            passes &= value >= rows[-1].value
+        if n == 2:
+            goals.append("at least single_mask_nfe_8")
+            passes &= value >= sum(reference.values()) / len(reference)
+            pair = compare_paired(reference, episodes)
+            points = [f"{100 * x:+.1f}" for x in (pair.difference, *pair.interval)]
+            note = f"minus single mask at 8, paired: {points[0]} ({points[1]} to {points[2]}) points"
+        rows.append(row(f"success_nfe_{n}", episodes, " and ".join(goals), passes if goals else None, note))
+    return rows + [row(f"single_mask_nfe_{n}", pooled(single, n)) for n in NFES]
+
+
+def likelihood_rows(ours: list[Found], single: list[Found]) -> list[Row]:
+    """Bits a chunk; the gap is over the lower chain of the two networks, so that none gains by a bad chain."""
+    chains = [min(a["chain_bits"], b["chain_bits"]) for a, b in zip(ours, single, strict=True)]
+
+    def gaps(of: list[Found], t: int) -> list[float]:
+        return [c["bits"][str(t)] - chain for c, chain in zip(of, chains, strict=True)]
+
+    rows = [
+        over_seeds(
+            "factorisation_gap_ratio_t2",
+            [a / b for a, b in zip(gaps(ours, 2), gaps(single, 2), strict=True)],
+            "ratio",
+            "at most 0.70",
+            lambda mean: mean <= 0.70,
+            "gap of the sampler with a noise index over that of one mask, both over the lower chain of the two",
+        )
+    ]
+    for t in (1, 2, 4):
+        rows.append(over_seeds(f"factorisation_gap_t{t}", gaps(ours, t), "bits"))
+        rows.append(over_seeds(f"single_mask_gap_t{t}", gaps(single, t), "bits"))
+    rows.append(over_seeds("chain_bits", [c["chain_bits"] for c in ours], "bits"))
+    rows.append(over_seeds("single_mask_chain_bits", [c["chain_bits"] for c in single], "bits"))
+    return rows
+
+
+def learning_rows(ours: list[Found], single: list[Found]) -> list[Row]:
+    """Loss coverage, gradient noise, steps to the likelihood that plain masking ends with."""
+    plain = sum(c["gradient_plain"]["coverage"] for c in ours) / len(ours)
+    return [
+        over_seeds(
+            "loss_coverage",
+            [c["gradient"]["coverage"] for c in ours],
+            goal="1",
+            good=lambda mean: mean >= 1,
+            note=f"plain masking {plain:.3f}",
+        ),
+        over_seeds(
+            "grad_variance_ratio",
+            [c["gradient"]["variance"] / c["gradient_plain"]["variance"] for c in ours],
+            "ratio",
+            "at most 0.5",
+            lambda mean: mean <= 0.5,
+            "same weights, batch and number of copies; variance over squared mean",
+        ),
+        over_seeds(
+            "steps_to_target_ratio",
+            [steps_to(a["curve"], b["curve"][-1][1]) / b["curve"][-1][0] for a, b in zip(ours, single, strict=True)],
+            "ratio",
+            "at most 0.5",
+            lambda mean: mean <= 0.5,
+            "target: the bits a chunk, 2 evaluations, that plain masking ends with; null: not reached",
+        ),
+    ]
+
+
+def revision_rows(found: list[dict[str, float]]) -> list[Row]:
+    """The quality head against confidence without it."""
+
+    def mean(key: str) -> float:
+        return sum(h[key] for h in found) / len(found)
+
+    def row(id: str, key: str, goal: str = "", good: Callable[[float], bool] | None = None, note: str = "") -> Row:
+        return over_seeds(id, [h[key] for h in found], "fraction", goal, good, note)
+
+    return [
+        row("quality_auroc", "auroc", "at least 0.85", lambda x: x >= 0.85),
+        row("quality_auroc_confidence", "auroc_confidence", note="confidence without the head"),
+        row(
+            "repair_rate",
+            "repair",
+            "at least 0.70",
+            lambda x: x >= 0.70,
+            note="2 evaluations; value within half a coarse bin of the truth again; "
+            f"before {mean('before'):.3f}; true tokens harmed {mean('harm'):.3f}",
+        ),
+        row("repair_rate_digit", "repair_digit", note="the coarse digit exactly"),
+        row("repair_rate_oracle", "repair_oracle", note="if told which tokens are false"),
+        row(
+            "repair_rate_confidence",
+            "repair_confidence",
+            note=f"confidence without the head; true tokens harmed {mean('harm_confidence'):.3f}",
+        ),
+    ]
+
+
+def steps_to(curve: list[list[float]], target: float) -> float:
+    """The step at which a curve of [step, value] first is at or below `target`, interpolated; infinite if never."""
+    for (a, x), (b, y) in zip([curve[0], *curve], curve, strict=False):
+        if y <= target:
+            return b if y == x else b - (b - a) * (target - y) / (x - y)
+    return math.inf
+
+
+def tokenizer_rows(table: list[Found]) -> list[Row]:
+    """Totality and falling error of our tokenizers; the whole table is among the results."""
+    ours = [t for t in table if not t["tokenizer"].startswith("fast")]
+    broken = sum(t["undecodable"] for t in ours)
+    falls = [all(b < a for a, b in zip(t["rmse_by_level"], t["rmse_by_level"][1:], strict=False)) for t in ours]
+    levels = "; ".join(f"{t['tokenizer']} " + " > ".join(f"{x:.4f}" for x in t["rmse_by_level"]) for t in ours)
+    return [
+        Row("undecodable", broken, "strings", 100_000 * len(ours), None, "0", broken == 0, "random token strings"),
+        Row(
+            "rmse_by_level", sum(falls) / len(falls), "fraction", len(ours), None, "falls strictly", all(falls), levels
+        ),
+    ]
+
+
+def ladder_entry(variant: str, of: list[Found]) -> Found:
+    """One step of the ladder: means over seeds."""
+    entry: Found = {"variant": variant, "meaning": MEANING[variant], "seeds": len(of)}
+    for n in NFES:
+        found = mean_interval([c["success"][str(n)] for c in of])
+        entry[f"success_nfe_{n}"], entry[f"success_nfe_{n}_interval"] = found
+    for t in ("1", "2", "4"):
+        entry[f"bits_t{t}"] = mean_interval([c["bits"][t] for c in of])[0]
+        entry[f"bits_plain_mask_t{t}"] = mean_interval([c["bits_plain_mask"][t] for c in of])[0]
+    entry["chain_bits"] = mean_interval([c["chain_bits"] for c in of])[0]
+    entry["train_s"] = mean_interval([c["train_s"] for c in of])[0]
+    return entry
