@@ -96,12 +96,17 @@ def record(world: World) -> None:
     record_episodes(config)
 
 
+def one_thread_processes(count: int) -> ProcessPoolExecutor:
+    """Spawned processes of one thread each: two processes of two threads would take each other's cores."""
+    os.environ["OMP_NUM_THREADS"] = "1"  # inherited
+    return ProcessPoolExecutor(count, mp_context=get_context("spawn"))
+
+
 def run_cells(cells: list[Cell], processes: int, console: "Console") -> dict[tuple[str, str, int], dict[str, Any]]:
     """All cells, `processes` at a time. Returns (world, variant, seed) -> what `run_cell` measured."""
     todo = [cell for cell in cells if not cell.file.exists()]
-    os.environ["OMP_NUM_THREADS"] = "1"  # inherited by the spawned processes: two threads of one share a core badly
     if todo:
-        with ProcessPoolExecutor(min(processes, len(todo)), mp_context=get_context("spawn")) as pool:
+        with one_thread_processes(min(processes, len(todo))) as pool:
             running = {pool.submit(run_cell, cell): cell for cell in todo}
             for number, done in enumerate(as_completed(running), 1):
                 done.result()

@@ -8,15 +8,12 @@ run that was stopped goes on where it was.
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from vla.bench.ladder import MEANING, NFES, VARIANTS, Cell, World, record, run_cells
+from vla.bench.ladder import MEANING, NFES, VARIANTS, Cell, World, one_thread_processes, record, run_cells
 from vla.bench.lattice_rows import Found, fork_rows, ladder_entry, tokenizer_rows, world_rows
 from vla.bench.results import mean_interval, results
 from vla.bench.run import BenchConfig
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 ENDS = ("single_mask", "lattice")
 
@@ -44,7 +41,16 @@ def run(config: BenchConfig) -> dict[str, Any]:
     config.out.mkdir(parents=True, exist_ok=True)
     seeds = range(1 if config.quick else config.seeds)
     fork_steps = 60 if config.quick else 700
-    forks = [fork_cell(config.out, name, seed, fork_steps, console) for seed in seeds for name in ENDS]
+    asked = [(config.out, name, seed, fork_steps) for seed in seeds for name in ENDS]
+    with one_thread_processes(2) as pool:
+        forks = list(pool.map(fork_cell, *zip(*asked, strict=True)))
+    for fork in forks:
+        at_one = fork["nfe1_t0"]
+        console.print(
+            f"bimodal {fork['name']} seed {fork['seed']}: joint {at_one['joint']:.2f}, "
+            f"coverage {at_one['coverage']:.2f} at one evaluation",
+            soft_wrap=True,
+        )
     places = worlds(config)
     for world in places:
         record(world)
@@ -63,7 +69,7 @@ def run(config: BenchConfig) -> dict[str, Any]:
     return results("lattice", rows, list(seeds), {"ladder": ladder, "tokenizers": table, "quick": config.quick})
 
 
-def fork_cell(out: Path, name: str, seed: int, steps: int, console: "Console") -> Found:
+def fork_cell(out: Path, name: str, seed: int, steps: int) -> Found:
     """Train and measure the bimodal task, or read what was measured."""
     import torch
 
@@ -81,8 +87,6 @@ def fork_cell(out: Path, name: str, seed: int, steps: int, console: "Console") -
                 measured = fork.measure(model, variant, evaluations, float(temperature))
                 found[f"nfe{evaluations}_t{temperature}"] = measured
         write_atomically(path, json.dumps(found))
-        joint, coverage = found["nfe1_t0"]["joint"], found["nfe1_t0"]["coverage"]
-        console.print(f"bimodal {name} seed {seed}: joint {joint:.2f}, coverage {coverage:.2f} at one evaluation")
     return json.loads(path.read_text())
 
 
