@@ -27,11 +27,19 @@ SHOWN = {
         "checkpoint_success_tier2": "shipped checkpoint: tier 2, lift and place",
         "checkpoint_success_tier3": "shipped checkpoint: tier 3, stack and relations",
     },
+    "lattice": {
+        "bimodal_joint_1nfe": "two-mode task, one evaluation: whole chunks right, with the noise index",
+        "bimodal_joint_1nfe_single_mask": "the same with one mask",
+        "success_nfe_2": "tabletop from state, lattice, 2 evaluations",
+        "single_mask_nfe_8": "tabletop from state, one mask, 8 evaluations",
+        "quality_auroc": "quality head on 15 % false tokens, AUROC",
+        "repair_rate": "false tokens mended in two more evaluations",
+    },
 }
 
 
 def cell(row: dict[str, Any]) -> str:
-    if row["unit"] == "fraction":
+    if row["unit"] == "fraction" and row["interval"]:
         low, high = row["interval"]
         return f"{100 * row['value']:.1f} % ({100 * low:.1f}-{100 * high:.1f}, n = {row['n']})"
     unit = {"min": "min", "1/s": "frames/s"}[row["unit"]]

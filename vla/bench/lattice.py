@@ -8,12 +8,15 @@ run that was stopped goes on where it was.
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vla.bench.ladder import MEANING, NFES, VARIANTS, Cell, World, one_thread_processes, record, run_cells
 from vla.bench.lattice_rows import Found, fork_rows, ladder_entry, tokenizer_rows, world_rows
 from vla.bench.results import mean_interval, results
 from vla.bench.run import BenchConfig
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 ENDS = ("single_mask", "lattice")
 
@@ -57,7 +60,8 @@ def run(config: BenchConfig) -> dict[str, Any]:
     cells = [Cell(world, variant, seed, config.out) for world in places for seed in seeds for variant in world.variants]
     found = run_cells(cells, 2, console)
     actions = open_cache(places[0].dataset)
-    table = tokenizer_table(actions.action, actions.episode_from, actions.episode_to, list(actions.action_names))
+    names = list(actions.action_names)
+    table = tokenizer_table(actions.action, actions.episode_from, actions.episode_to, names, fast=config.fast)
     rows = fork_rows(forks)
     for world in places:
         by_variant = {v: [found[world.name, v, seed] for seed in seeds] for v in world.variants}
@@ -66,6 +70,8 @@ def run(config: BenchConfig) -> dict[str, Any]:
     state = {v: [found["state", v, seed] for seed in seeds] for v in places[0].variants}
     draw(state, config.out)
     ladder = [ladder_entry(variant, of) for variant, of in state.items()]
+    show_ladder(ladder, console)
+    show_tokenizers(table, console)
     return results("lattice", rows, list(seeds), {"ladder": ladder, "tokenizers": table, "quick": config.quick})
 
 
@@ -88,6 +94,37 @@ def fork_cell(out: Path, name: str, seed: int, steps: int) -> Found:
                 found[f"nfe{evaluations}_t{temperature}"] = measured
         write_atomically(path, json.dumps(found))
     return json.loads(path.read_text())
+
+
+def show_ladder(ladder: list[Found], console: "Console") -> None:
+    """The ladder, a line a variant: means over seeds."""
+    from rich.table import Table
+
+    columns = [*(f"{n} NFE, %" for n in NFES), "bits, T=1", "T=2", "T=4", "chain", "train, s"]
+    table = Table("from state", *columns, box=None, pad_edge=False)
+    for entry in ladder:
+        success = [f"{100 * entry[f'success_nfe_{n}']:.1f}" for n in NFES]
+        bits = [f"{entry[key]:.1f}" for key in ("bits_t1", "bits_t2", "bits_t4", "chain_bits")]
+        table.add_row(entry["meaning"], *success, *bits, f"{entry['train_s']:.0f}")
+    console.print(table)
+
+
+def show_tokenizers(rows: list[Found], console: "Console") -> None:
+    """Action tokenizers side by side."""
+    from rich.table import Table
+
+    table = Table("tokenizer", "tokens", "bits", "error by level", "overlap", "undecodable", box=None, pad_edge=False)
+    for t in rows:
+        levels = " ".join(f"{x:.4f}" for x in t["rmse_by_level"])
+        table.add_row(
+            t["tokenizer"],
+            f"{t['tokens']:.1f}",
+            f"{t['bits']:.0f}",
+            levels,
+            f"{t['overlap']:.2f}",
+            str(t["undecodable"]),
+        )
+    console.print(table)
 
 
 def draw(state: dict[str, list[Found]], out: Path) -> None:
