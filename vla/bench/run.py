@@ -29,7 +29,7 @@ class BenchConfig:
     threads: int = 0
     """Threads of torch; 0: as many as it likes."""
     fast: str | None = None
-    """Folder, or repository to download, of FAST's processor for the table of tokenizers; none: ours, after the paper."""
+    """Folder, or repository to download, of FAST's processor, for the table of tokenizers; none: after the paper."""
     results: Path | None = None
     """Where to write the numbers; none: benchmarks/results/NAME.json in a checkout, else NAME.json in `out`."""
 
