@@ -11,15 +11,21 @@ from typing import Any
 ENVS: dict[str, str] = {
     "tabletop": "vla.envs.tabletop.env:TabletopEnv",
     "tabletop_state": "vla.envs.tabletop.state_env:TabletopStateEnv",
+    "metaworld": "vla.envs.metaworld.env:MetaWorldEnv",
 }
 """Environment id -> "module:class"."""
 
-CAMERAS: dict[str, tuple[str, ...]] = {"tabletop": ("front",), "tabletop_state": ()}
+CAMERAS: dict[str, tuple[str, ...]] = {
+    "tabletop": ("front",),
+    "tabletop_state": (),
+    "metaworld": ("corner2_mt50",),
+}
 """Environment id -> the cameras that are recorded unless others are asked for."""
 
 _SUITES: dict[str, str] = {
     "tabletop": "vla.envs.tabletop.tasks:SUITES",
     "tabletop_state": "vla.envs.tabletop.tasks:SUITES",
+    "metaworld": "vla.envs.metaworld.tasks:SUITES",
 }
 
 

@@ -5,52 +5,14 @@ One model serves every task and every seed: `reset` writes colours, zones and po
 task costs nothing and an episode never depends on what ran before it.
 """
 
-import atexit
-import os
-import sys
-import weakref
 from typing import Any
 
 import gymnasium
 import numpy as np
 
-# MuJoCo picks its OpenGL when it is imported, so these must be set before.
-_LATE = "mujoco" in sys.modules and "MUJOCO_GL" not in os.environ
-if sys.platform.startswith("linux"):
-    if not os.environ.get("DISPLAY"):
-        os.environ.setdefault("MUJOCO_GL", "egl")
-    # Mesa's software rasteriser: draw in the calling thread. For small pictures its worker threads cost more
-    # than they give, and they take the cores of the other environments.
-    os.environ.setdefault("LP_NUM_THREADS", "0")
-
-
-def _no_renderer(error: Exception) -> str:
-    backend = os.environ.get("MUJOCO_GL")
-    late = ", set too late because mujoco was imported first: set it in the shell" if _LATE else ""
-    return (
-        f"MuJoCo cannot open an off-screen OpenGL context (MUJOCO_GL={backend}{late}): "
-        f"{error}. Run `vla doctor` to see what is missing."
-    )
-
-
-_GL_ERROR: Exception | None = None
-"""Why MuJoCo came without OpenGL: physics needs none, so this matters only to who wants a picture."""
-try:
-    import mujoco
-except Exception as error:
-    if isinstance(error, ModuleNotFoundError) and (error.name or "").startswith("mujoco"):
-        raise
-    _GL_ERROR, _backend = error, os.environ.get("MUJOCO_GL")
-    os.environ["MUJOCO_GL"] = "disable"
-    try:
-        import mujoco
-    finally:  # child processes are to try again
-        os.environ.pop("MUJOCO_GL")
-        if _backend is not None:
-            os.environ["MUJOCO_GL"] = _backend
-
-from vla.envs.tabletop.experts import EXPERTS, STEP  # noqa: E402 (MuJoCo comes first, guarded)
-from vla.envs.tabletop.scene import (  # noqa: E402
+from vla.envs.offscreen import close_at_exit, mujoco, no_renderer
+from vla.envs.tabletop.experts import EXPERTS, STEP
+from vla.envs.tabletop.scene import (
     COLOURS,
     MAX_OPENING,
     N_BLOCKS,
@@ -59,7 +21,7 @@ from vla.envs.tabletop.scene import (  # noqa: E402
     WORKSPACE,
     tabletop_xml,
 )
-from vla.envs.tabletop.tasks import Episode, State, get_template, sample_episode  # noqa: E402
+from vla.envs.tabletop.tasks import Episode, State, get_template, sample_episode
 
 CAMERAS = ("front", "wrist")
 GLIDES = 5
@@ -320,32 +282,12 @@ class TabletopEnv(gymnasium.Env):
         try:
             renderer = mujoco.Renderer(self._model, size, size)
         except Exception as error:
-            raise RuntimeError(_no_renderer(_GL_ERROR or error)) from error
+            raise no_renderer(error) from error
         for flag in (
             mujoco.mjtRndFlag.mjRND_SHADOW,
             mujoco.mjtRndFlag.mjRND_REFLECTION,
             mujoco.mjtRndFlag.mjRND_SKYBOX,
         ):
             renderer.scene.flags[flag] = 0
-        _close_at_exit(self)
+        close_at_exit(self)
         return renderer
-
-
-_OPEN: "weakref.WeakSet[TabletopEnv]" = weakref.WeakSet()
-
-
-def _close_at_exit(env: TabletopEnv) -> None:
-    """Close `env` before the interpreter tears OpenGL down: a context freed after that prints a traceback.
-
-    Registered after the first context exists, because exit handlers run last come, first served, and MuJoCo's
-    own ends EGL.
-    """
-    if not _OPEN:
-        atexit.unregister(_close_open_envs)
-        atexit.register(_close_open_envs)
-    _OPEN.add(env)
-
-
-def _close_open_envs() -> None:
-    for env in list(_OPEN):
-        env.close()
