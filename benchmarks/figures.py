@@ -46,6 +46,11 @@ def cell(row: dict[str, Any]) -> str:
     return f"{row['value']:,} {unit}"
 
 
+def goal(row: dict[str, Any]) -> str:
+    text = row.get("goal", "")
+    return f"{text} (**not met**)" if row.get("passes") is False else text
+
+
 def figures() -> str:
     """The Markdown between the markers."""
     lines, sources = ["| measured | value | goal |", "|---|---|---|"], []
@@ -56,7 +61,7 @@ def figures() -> str:
         results = json.loads(path.read_text())
         rows = {row["id"]: row for row in results["rows"]}
         sources.append(f"`{path.relative_to(ROOT)}` ({results['machine']}, commit {str(results['commit'])[:7]})")
-        lines += [f"| {text} | {cell(rows[i])} | {rows[i].get('goal', '')} |" for i, text in shown.items() if i in rows]
+        lines += [f"| {text} | {cell(rows[i])} | {goal(rows[i])} |" for i, text in shown.items() if i in rows]
     notes = "Success with 95 % intervals, on seeds that were never recorded. From " + " and ".join(sources) + "."
     return "\n".join([BEGIN, *lines, "", notes, END])
 

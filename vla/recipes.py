@@ -66,11 +66,10 @@ class Recipe:
 def tabletop_nano() -> Recipe:
     """The tabletop on two CPU cores: 1.0 M parameters, 64 px.
 
-    `vla demo`: 6,000 scenes of reach and push, 5,000 steps in 6.6 minutes on 2 cores of an Intel Xeon (AMX, bfloat16):
-    200/200 on unseen scenes, 0/200 when told about another block. All fifteen tasks: 15,000 scenes, 16,839 steps in
-    24 minutes on the same machine: 85.7 % (84-87, n = 600), the shipped checkpoint `tabletop_nano`.
-    Both were measured with the corruption of release 0.1; with the present one, reach and push from 2,500 steps:
-    299/300 over three seeds (`vla bench lattice`).
+    `vla demo`: 6,000 scenes of reach and push, 4,992 steps in 6.7 minutes on 2 cores of an Intel Xeon (AMX, bfloat16):
+    198/200 on unseen scenes, 0/200 when told about another block. All fifteen tasks, with the corruption of release
+    0.1: 15,000 scenes, 16,839 steps in 24 minutes on the same machine: 85.7 % (84-87, n = 600), the shipped checkpoint
+    `tabletop_nano`.
     """
     return Recipe()
 

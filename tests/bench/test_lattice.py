@@ -3,6 +3,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -87,4 +88,5 @@ def test_a_tiny_cell_from_end_to_end(tmp_path):
     rows = {row.id: row for row in world_rows("x_", found)}
     assert {"x_success_nfe_8", "x_factorisation_gap_ratio_t2", "x_grad_variance_ratio", "x_repair_rate"} <= set(rows)
     assert rows["x_loss_coverage"].value == 1 and rows["x_success_nfe_1"].n == 5
+    assert cell.measured()["commit"] and replace(cell, world=replace(world, steps=9)).measured() is None
     assert [step for step, _ in found["lattice"][0]["curve"]] == list(range(1, 9))

@@ -5,6 +5,7 @@ A cell is (world, variant, seed): train, probe on held-out chunks, evaluate in s
 It is one process with one thread and one JSON file; a cell that has its file is not run again.
 """
 
+import io
 import json
 import os
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -64,6 +65,8 @@ class World:
     episodes: int
     """of each evaluation"""
     variants: tuple[str, ...]
+    note: str = ""
+    """What to know of its single mask."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,14 @@ class Cell:
     @property
     def file(self) -> Path:
         return self.out / f"{self.world.name}-{self.variant}-{self.seed}.json"
+
+    def measured(self) -> dict[str, Any] | None:
+        """What its file says; None without a file, or if it is of other steps or another number of episodes."""
+        if not self.file.exists():
+            return None
+        found = json.loads(self.file.read_text())
+        same = (found["steps"], len(found["successes"]["1"])) == (self.world.steps, self.world.episodes)
+        return found if same else None
 
 
 def record(world: World) -> None:
@@ -104,7 +115,7 @@ def one_thread_processes(count: int) -> ProcessPoolExecutor:
 
 def run_cells(cells: list[Cell], processes: int, console: "Console") -> dict[tuple[str, str, int], dict[str, Any]]:
     """All cells, `processes` at a time. Returns (world, variant, seed) -> what `run_cell` measured."""
-    todo = [cell for cell in cells if not cell.file.exists()]
+    todo = [cell for cell in cells if cell.measured() is None]
     if todo:
         with one_thread_processes(min(processes, len(todo))) as pool:
             running = {pool.submit(run_cell, cell): cell for cell in todo}
@@ -124,13 +135,16 @@ def run_cells(cells: list[Cell], processes: int, console: "Console") -> dict[tup
 def run_cell(cell: Cell) -> None:
     """Train, probe, evaluate, and write the cell's file."""
     import shutil
+    from contextlib import redirect_stdout
 
-    from vla.eval.episodes import write_atomically
+    from rich.console import Console
+
+    from vla.eval.episodes import read_results, write_atomically
     from vla.eval.evaluate import EvalConfig, evaluate
+    from vla.eval.manifest import git_commit
     from vla.train.loop import TrainConfig, train
 
-    room, world = cell.out / cell.file.stem, cell.world
-    quiet = open(os.devnull, "w")  # noqa: SIM115 (closed with the process)
+    room, world, quiet = cell.out / cell.file.stem, cell.world, io.StringIO()
     config = TrainConfig(
         dataset=str(world.dataset),
         out=room / "train",
@@ -145,16 +159,13 @@ def run_cell(cell: Cell) -> None:
         tensorboard=False,
         overwrite=True,
     )
-    from contextlib import redirect_stdout
-
-    from rich.console import Console
-
     with redirect_stdout(quiet):
         trained = train(config)
     found: dict[str, Any] = {
         "variant": cell.variant,
         "seed": cell.seed,
         "steps": world.steps,
+        "commit": git_commit(),
         "parameters": trained["parameters"],
         "train_s": trained["elapsed_s"],
         "success": {},
@@ -179,9 +190,7 @@ def run_cell(cell: Cell) -> None:
             console=Console(file=quiet),
         )
         found["success"][n] = summary["success"]
-        lines = (out / "episodes.jsonl").read_text().splitlines()
-        episodes = [json.loads(line) for line in lines]
-        found["successes"][n] = {f"{e['task']}:{e['seed']}": bool(e["success"]) for e in episodes}
+        found["successes"][n] = {f"{r.task}:{r.seed}": r.success for r in read_results(out / "episodes.jsonl")}
     write_atomically(cell.file, json.dumps(found))
     shutil.rmtree(room / "train")
 

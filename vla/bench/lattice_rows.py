@@ -3,6 +3,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from vla.bench.ladder import MEANING, NFES
@@ -21,7 +22,8 @@ def over_seeds(
     note: str = "",
 ) -> Row:
     """Mean over seeds with its t-interval; `good`: whether the mean meets the goal."""
-    mean, interval = mean_interval(values)
+    finite = all(map(math.isfinite, values))
+    mean, interval = mean_interval(values) if finite else (math.inf, None)
     return Row(id, mean, unit, len(values), interval, goal, good(mean) if good else None, note)
 
 
@@ -56,12 +58,19 @@ def fork_rows(forks: list[Found]) -> list[Row]:
     ]
 
 
-def world_rows(prefix: str, cells: dict[str, list[Found]]) -> list[Row]:
-    """ "lattice" against "single_mask" in one world, for likelihoods "noise" where it is; ids begin with `prefix`."""
+def world_rows(prefix: str, cells: dict[str, list[Found]], note: str = "") -> list[Row]:
+    """The recipe ("lattice") against one mask in one world; ids begin with `prefix`.
+
+    Where "noise" was measured too, its likelihoods follow under ids that end in "_noise". `note`: what to know of this
+    world's single mask.
+    """
     ours, single = cells["lattice"], cells["single_mask"]
-    rows = success_rows(ours, single) + likelihood_rows(cells.get("noise", ours), single) + learning_rows(ours, single)
+    rows = success_rows(ours, single) + likelihood_rows(ours, single) + learning_rows(ours, single)
     rows += revision_rows([c["revision"] for c in ours])
-    return [Row(**{**row.__dict__, "id": prefix + row.id}) for row in rows]
+    if "noise" in cells:
+        with_noise = [*likelihood_rows(cells["noise"], single), steps_row(cells["noise"], single)]
+        rows += [replace(row, id=f"{row.id}_noise") for row in with_noise if not row.id.startswith("single_mask")]
+    return [replace(row, id=prefix + row.id, note="; ".join(filter(None, (row.note, note)))) for row in rows]
 
 
 def success_rows(ours: list[Found], single: list[Found]) -> list[Row]:
@@ -107,7 +116,7 @@ def likelihood_rows(ours: list[Found], single: list[Found]) -> list[Row]:
             "ratio",
             "at most 0.70",
             lambda mean: mean <= 0.70,
-            "gap of the sampler with a noise index over that of one mask, both over the lower chain of the two",
+            "gap over that of one mask, both above the lower chain of the two networks",
         )
     ]
     for t in (1, 2, 4):
@@ -137,15 +146,20 @@ def learning_rows(ours: list[Found], single: list[Found]) -> list[Row]:
             lambda mean: mean <= 0.5,
             "same weights, batch and number of copies; variance over squared mean",
         ),
-        over_seeds(
-            "steps_to_target_ratio",
-            [steps_to(a["curve"], b["curve"][-1][1]) / b["curve"][-1][0] for a, b in zip(ours, single, strict=True)],
-            "ratio",
-            "at most 0.5",
-            lambda mean: mean <= 0.5,
-            "target: the bits a chunk, 2 evaluations, that plain masking ends with; null: not reached",
-        ),
+        steps_row(ours, single),
     ]
+
+
+def steps_row(ours: list[Found], single: list[Found]) -> Row:
+    """Steps to the likelihood that one mask ends with."""
+    return over_seeds(
+        "steps_to_target_ratio",
+        [steps_to(a["curve"], b["curve"][-1][1]) / b["curve"][-1][0] for a, b in zip(ours, single, strict=True)],
+        "ratio",
+        "at most 0.5",
+        lambda mean: mean <= 0.5,
+        "target: the bits a chunk, 2 evaluations, that one mask ends with; null: not reached by every seed",
+    )
 
 
 def revision_rows(found: list[dict[str, float]]) -> list[Row]:
@@ -173,7 +187,8 @@ def revision_rows(found: list[dict[str, float]]) -> list[Row]:
         row(
             "repair_rate_confidence",
             "repair_confidence",
-            note=f"confidence without the head; true tokens harmed {mean('harm_confidence'):.3f}",
+            note="confidence without the head, told how many tokens are false; "
+            f"true tokens harmed {mean('harm_confidence'):.3f}",
         ),
     ]
 

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vla.diffusion.noise import explain
+from vla.diffusion.noise import DIGIT_DECAY, explain
 from vla.diffusion.programs import COPIES, Corrupted, noisy_copy
 from vla.model import LatticeModel, Prefix
 
@@ -70,7 +70,7 @@ def quality_loss(quality_BNSD: Tensor, corrupted: Corrupted) -> Tensor:
 
 def total_loss(digits: list[Tensor], quality: Tensor | float = 0.0) -> Tensor:
     """sum_d 2^-d digits[d] + 0.1 quality."""
-    return torch.stack([loss * 0.5**d for d, loss in enumerate(digits)]).sum() + QUALITY_WEIGHT * quality
+    return torch.stack([loss * DIGIT_DECAY**d for d, loss in enumerate(digits)]).sum() + QUALITY_WEIGHT * quality
 
 
 def _mean(x: Tensor, where: Tensor) -> Tensor:

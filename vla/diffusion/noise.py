@@ -32,6 +32,10 @@ if TYPE_CHECKING:
     from vla.diffusion.programs import Corrupted
 
 
+DIGIT_DECAY = 0.5
+"""Weight of a digit in the loss, relative to the digit before it."""
+
+
 def redraw(state: State, key_B: Tensor, noise_indices: int, noisy: bool | Tensor = True) -> State:
     """The same knowledge under a new noise index a row: 1..M-1 where `noisy` (bool (B,)), else the plain mask, 0."""
     if noise_indices == 1:
@@ -47,9 +51,9 @@ def explain(
 ) -> Tensor:
     """Pick a noise index among `candidates` for each of `rows` of the canvas: int64 (B,). Plain masks stay 0.
 
-    The weight of a candidate is how well it explains what is asked, with the weights of the loss. Costs `candidates`
-    evaluations without a gradient. `rows`: int64 (B,), one for each row of
-    `prefix` and `key_B`.
+    A candidate is drawn with the probability with which it explains what is asked, digits weighed as in the loss: the
+    pick of the bound for equal weights, a softer one for fine digits. Costs `candidates` evaluations without a
+    gradient. `rows`: int64 (B,), one for each row of `prefix` and `key_B`.
     """
     state, digits_BNSD, asked_BNSD = corrupted.state, corrupted.digits_BNSD[rows], corrupted.asked_BNSD[rows]
     key_BC = randomness.fold(key_B[:, None], torch.arange(candidates, device=key_B.device))
@@ -70,6 +74,6 @@ def explain(
     for d, logits_BNSV in enumerate(logits):
         nll = F.cross_entropy(logits_BNSV.flatten(0, -2), repeat(digits_BNSD[..., d]).flatten(), reduction="none")
         nll_BCN = nll.view(*tried_BC.shape, -1).masked_fill(~asked_BNSD[..., d].flatten(1).unsqueeze(1), 0.0)
-        score_BC -= nll_BCN.double().sum(-1) * 0.5**d
+        score_BC -= nll_BCN.double().sum(-1) * DIGIT_DECAY**d
     picked_B1 = (score_BC + randomness.gumbel(key_B, "pick", candidates)).argmax(-1, keepdim=True)
     return torch.where(state.noise_BNS[rows, 0, 0] > 0, tried_BC.gather(1, picked_B1).squeeze(1), 0)

@@ -7,6 +7,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
+from vla.envs.episode_request import check_request
 from vla.envs.metaworld.pictures import MAX_SIZE, MIN_SIZE
 from vla.envs.metaworld.tasks import MAX_STEPS, MT10, SENTENCES, check_task
 from vla.envs.metaworld.world import World, borrow, give_back, leave
@@ -90,22 +91,15 @@ class MetaWorldEnv(gymnasium.Env):
         task's own sentence for this episode (success still means the task). ValueError without a seed or for
         an unknown option or task.
         """
-        if seed is None or isinstance(seed, bool) or int(seed) != seed or seed < 0:
-            raise ValueError(
-                f"reset needs an explicit seed, an integer >= 0 (seeds are never implied here); got {seed!r}"
-            )
-        options = options or {}
-        unknown = set(options) - {"task", "instruction"}
-        if unknown:
-            raise ValueError(f"unknown reset options {sorted(unknown)}; there are 'task' and 'instruction'")
+        seed, options = check_request(seed, options)
         task = check_task(options.get("task") or self.task)
-        super().reset(seed=int(seed))
+        super().reset(seed=seed)
         if self._world is not None and self._world.task != task:
             give_back(self._world)
             self._world = None
         if self._world is None:
             self._world = borrow(task, self)
-        self.task, self._seed = task, int(seed)
+        self.task, self._seed = task, seed
         self.task_description = options.get("instruction") or SENTENCES[task]
         self._steps, self._success = 0, False
         self._world.begin(self._seed)

@@ -10,6 +10,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
+from vla.envs.episode_request import check_request
 from vla.envs.offscreen import close_at_exit, mujoco, no_renderer
 from vla.envs.tabletop.experts import EXPERTS, STEP
 from vla.envs.tabletop.scene import (
@@ -114,20 +115,13 @@ class TabletopEnv(gymnasium.Env):
         task's own sentence for this episode (success still means the task). ValueError without a seed or for
         an unknown option or task.
         """
-        if seed is None or isinstance(seed, bool) or int(seed) != seed or seed < 0:
-            raise ValueError(
-                f"reset needs an explicit seed, an integer >= 0 (seeds are never implied here); got {seed!r}"
-            )
-        options = options or {}
-        unknown = set(options) - {"task", "instruction"}
-        if unknown:
-            raise ValueError(f"unknown reset options {sorted(unknown)}; there are 'task' and 'instruction'")
+        seed, options = check_request(seed, options)
         task = options.get("task") or self.task
         template = get_template(task)
-        super().reset(seed=int(seed))
+        super().reset(seed=seed)
         self.task, self._template, self._expert = task, template, EXPERTS[task]
         self._max_episode_steps = template.max_steps
-        self._episode = sample_episode(task, int(seed))
+        self._episode = sample_episode(task, seed)
         self.task_description = options.get("instruction") or self._episode.instruction
         self._steps = self._held = 0
         self._write_scene(self._episode)
