@@ -107,13 +107,15 @@ def show_ladder(ladder: list[Found], console: "Console") -> None:
     """The ladder, a line a variant: means over seeds."""
     from rich.table import Table
 
-    columns = [*(f"{n} NFE, %" for n in NFES), "bits, T=1", "T=2", "T=4", "chain", "train, s"]
+    columns = [*(f"{n} NFE, %" for n in NFES), "bits, T=1", "T=2", "T=4", "chain", "s"]
     table = Table("from state", *columns, box=None, pad_edge=False)
     for entry in ladder:
         success = [f"{100 * entry[f'success_nfe_{n}']:.1f}" for n in NFES]
         bits = [f"{entry[key]:.1f}" for key in ("bits_t1", "bits_t2", "bits_t4", "chain_bits")]
-        table.add_row(entry["meaning"], *success, *bits, f"{entry['train_s']:.0f}")
+        table.add_row(entry["variant"], *success, *bits, f"{entry['train_s']:.0f}")
     console.print(table)
+    for entry in ladder:
+        console.print(f"{entry['variant']:12} {entry['meaning']}", soft_wrap=True)
 
 
 def show_tokenizers(rows: list[Found], console: "Console") -> None:
