@@ -24,6 +24,8 @@ def over_seeds(
     """Mean over seeds with its t-interval; `good`: whether the mean meets the goal."""
     finite = all(map(math.isfinite, values))
     mean, interval = mean_interval(values) if finite else (math.inf, None)
+    if interval and unit == "fraction":
+        interval = max(0.0, interval[0]), min(1.0, interval[1])
     return Row(id, mean, unit, len(values), interval, goal, good(mean) if good else None, note)
 
 

@@ -100,7 +100,7 @@ def show(results: dict[str, Any], console: "Console") -> None:
     table = Table("id", "value", "n", "95 % interval", "goal", "pass", box=None, pad_edge=False)
     for column in table.columns[1:4]:
         column.justify = "right"
-    table.columns[0].no_wrap = True
+    table.columns[0].overflow = "fold"
     for row in results["rows"]:
         interval, verdict = row.get("interval"), {True: "yes", False: "NO"}.get(row.get("passes"), "")
         table.add_row(
