@@ -31,6 +31,7 @@ SHOWN = {
         "bimodal_joint_1nfe": "two-mode task, one evaluation: whole chunks right, with the noise index",
         "bimodal_joint_1nfe_single_mask": "the same with one mask",
         "success_nfe_2": "tabletop from state, lattice, 2 evaluations",
+        "single_mask_nfe_2": "tabletop from state, one mask, 2 evaluations",
         "single_mask_nfe_8": "tabletop from state, one mask, 8 evaluations",
         "quality_auroc": "quality head on 15 % false tokens, AUROC",
         "repair_rate": "false tokens mended in two more evaluations",
