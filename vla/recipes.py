@@ -59,6 +59,10 @@ class Recipe:
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """auto: bfloat16 autocast where the hardware multiplies it natively (AMX, CUDA), float32 elsewhere."""
     # --- data ---
+    shift: int = 0
+    """Training pictures are moved by up to this many pixels: for when there are few demonstrations."""
+    light: float = 0.0
+    """Their contrast and brightness change by up to this fraction."""
     holdout: float = 0.02
     """Fraction of episodes kept for validation."""
 

@@ -88,6 +88,14 @@ def test_failures_can_be_kept(tmp_path):
         run(tmp_path / "b", suite="fail", episodes=3, workers=1)
 
 
+def test_another_scene_is_tried_until_every_episode_is_one(dataset, tmp_path):
+    summary = run(tmp_path / "a", attempts=9, workers=1)
+    tasks = summary["tasks"].values()
+    assert [t["recorded"] for t in tasks] == [11, 11] and summary["attempted"] > 22
+    seeds, before = (read_tables(root).extra["seed"] for root in (tmp_path / "a", dataset))
+    assert set(before) < set(seeds) and len(set(seeds)) == 22  # what succeeded at once is what it was
+
+
 def test_broken_numbers_name_the_episode(tmp_path):
     with pytest.raises(ValueError, match=r"'action'.*'dy', episode 1 \(task 'nan', seed 1000001\), step 3"):
         run(tmp_path / "a", suite="nan", episodes=2, workers=1)
@@ -101,6 +109,7 @@ def test_broken_numbers_name_the_episode(tmp_path):
         ({"suite": "boath"}, "expected a suite"),
         ({"tasks": ("reach", "fly")}, "no task 'fly'"),
         ({"episodes": 0}, "episodes >= 1"),
+        ({"attempts": 0}, "attempts >= 1"),
         ({"image_size": 33}, "even image_size"),
         ({"seed": 7}, "belong to evaluation"),
         ({"noise": ()}, "noise"),

@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from vla.eval.episodes import read_results
+from vla.envs.registry import suites
+from vla.eval.episodes import EpisodeResult, episode_list, named_lists, read_list, read_results
 from vla.eval.evaluate import EvalConfig, evaluate
+from vla.eval.summary import summarize
 
 BENCH = "fake_bench"
 
@@ -90,6 +92,42 @@ def test_baselines_see_the_same_scenes(tmp_path, hash_policy):
 def replace_image_size(policy, size):
     policy.image_size = size
     return policy
+
+
+def test_a_list_says_which_episodes(tmp_path, hash_policy):
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps({"env": "dots", "seeds": {"circle": [7, 3], "touch": [5]}}))
+    settings = config(tmp_path, list=str(path), env="tabletop", episodes=999)
+    summary = run(settings, hash_policy)
+    assert [(r.task, r.seed) for r in episodes(settings)] == [("circle", 3), ("circle", 7), ("touch", 5)]
+    assert summary["suite"] == "mine" and summary["env"] == "dots"
+    for content, message in ({"env": "dots"}, "seeds"), ({"env": "dots", "seeds": {"touch": [100_000]}}, "99999"):
+        path.write_text(json.dumps(content))
+        with pytest.raises(ValueError, match=message):
+            run(replace(settings, overwrite=True), hash_policy)
+    with pytest.raises(ValueError, match="metaworld-mt50-500"):
+        run(replace(settings, list="mt50", overwrite=True), hash_policy)
+
+
+@pytest.mark.parametrize("name", named_lists())
+def test_lists_never_change_and_are_of_known_tasks(name):
+    env, listed = read_list(name)
+    _, suite, number = name.split("-")
+    assert listed == episode_list(suites(env)[suite], int(number), 0)
+    assert name in ("tabletop-demo-200", "tabletop-all-600", "metaworld-mt10-200", "metaworld-mt50-500")
+
+
+def test_the_mean_of_tiers_weighs_tiers_the_same():
+    def result(task, seed, success):
+        return EpisodeResult(task, seed, "", "", success, 1, "", 0.0, 1)
+
+    results = [result("a", seed, True) for seed in range(30)] + [result("b", seed, seed < 3) for seed in range(10)]
+    results += [result("c", seed, False) for seed in range(10)]
+    summary = summarize("x", "s", "e", results, [], 0.0, {}, {"easy": ("a", "b"), "hard": ("c",), "other": ("d",)})
+    assert summary["success"] == pytest.approx(33 / 50)
+    assert summary["macro"]["tasks"]["success"] == pytest.approx((1 + 0.3 + 0) / 3)
+    assert summary["macro"]["tiers"]["success"] == pytest.approx(((1 + 0.3) / 2 + 0) / 2)
+    assert summary["tiers"]["easy"]["success"] == pytest.approx(33 / 40) and set(summary["tiers"]) == {"easy", "hard"}
 
 
 def test_resume_runs_only_what_is_missing(tmp_path, hash_policy):

@@ -4,6 +4,7 @@ import pytest
 
 from vla.eval.statistics import (
     compare_paired,
+    macro_weights,
     paired_difference_interval,
     stratified_interval,
     wilson_interval,
@@ -38,7 +39,7 @@ def test_strata_of_unequal_difficulty_are_surer_than_the_pool():
 def test_macro_weighs_tasks_and_not_episodes():
     counts = {"a": (90, 100), "b": (1, 10)}
     assert stratified_interval(counts)[0] == pytest.approx(91 / 110)
-    assert stratified_interval(counts, macro=True)[0] == pytest.approx(0.5)
+    assert stratified_interval(counts, weights=macro_weights({"all": counts}))[0] == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize(

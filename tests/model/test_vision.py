@@ -21,21 +21,6 @@ def test_soft_argmax_finds_the_peak_and_its_gradient_is_the_numerical_one():
             assert random.grad[index].item() == pytest.approx(slope.item(), abs=2e-3)
 
 
-def test_a_tilt_moves_the_mass_of_every_map_to_one_side():
-    torch.manual_seed(0)
-    stem = build_vision("keypoints:tilted", 16, 32)
-    seen = []
-    stem.readout.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-    image, words = torch.randint(0, 256, (2, 32, 32, 3), dtype=torch.uint8), torch.randn(2, 16)
-    stem.tilt.weight.data.zero_()
-    for bias in (0.0, 2.0):
-        stem.tilt.bias.data.zero_()
-        stem.tilt.bias.data[: stem.keypoints] = bias
-        stem(image, words)
-    level, tilted = (x[:, : stem.keypoints] for x in seen)
-    assert bool((tilted > level).all()) and bool((tilted / GAIN > 0.5).all())
-
-
 def test_a_timm_backbone_gives_tokens_that_hear_the_words():
     torch.manual_seed(0)
     pytest.importorskip("timm")

@@ -43,6 +43,9 @@ class RecordConfig:
     """Names of tasks, instead of a suite."""
     episodes: int = 6000
     """Episodes to attempt; those in which the expert fails are left out."""
+    attempts: int = 1
+    """Scenes that are tried for an episode until the expert succeeds in one: with enough of them, every task gets the
+    same number of demonstrations."""
     image_size: int = 64
     """Side of the pictures, pixels, even."""
     cameras: tuple[str, ...] | None = None
@@ -204,7 +207,7 @@ def _check(config: RecordConfig, registry: Any) -> tuple[str, ...]:
     for task in tasks:
         if task not in known:
             raise ValueError(f"'{config.env}' has no task '{task}'; there are: {', '.join(known)}")
-    for name in ("episodes", "shard_episodes", "image_size"):
+    for name in ("episodes", "attempts", "shard_episodes", "image_size"):
         if getattr(config, name) < 1:
             raise ValueError(f"expected {name} >= 1, got {getattr(config, name)}")
     if config.workers < 0:

@@ -8,6 +8,7 @@ start fast.
 """
 
 import contextlib
+import dataclasses
 import importlib
 import multiprocessing
 import shutil
@@ -22,6 +23,9 @@ import numpy as np
 
 from vla.data.record import EpisodePlan, RecordConfig
 from vla.data.shard import DatasetSpec, Shard, ShardWriter, check_finite
+
+ANOTHER_SCENE = 100_000_000
+"""How far the seed of the next attempt is from that of a failed one: beyond those of any other episode."""
 
 
 @dataclass(frozen=True)
@@ -115,10 +119,14 @@ def record_shard(
     writer = ShardWriter(settings.partial / f"shard-{index:06d}", index, dataset_spec(env, config))
     counts: dict[str, dict[str, int]] = {}
     for plan in plans:
-        trajectory = simulate(env, plan, config.label)
-        keep = trajectory.success or config.keep_failures
         numbers = counts.setdefault(plan.task, {"attempted": 0, "succeeded": 0, "recorded": 0})
-        numbers["attempted"] += 1
+        for attempt in range(config.attempts):
+            plan = dataclasses.replace(plan, seed=plan.seed + bool(attempt) * ANOTHER_SCENE)
+            trajectory = simulate(env, plan, config.label)
+            numbers["attempted"] += 1
+            if trajectory.success:
+                break
+        keep = trajectory.success or config.keep_failures
         numbers["succeeded"] += trajectory.success
         numbers["recorded"] += keep
         if keep:

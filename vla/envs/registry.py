@@ -28,6 +28,12 @@ _SUITES: dict[str, str] = {
     "metaworld": "vla.envs.metaworld.tasks:SUITES",
 }
 
+_TIERS: dict[str, str] = {
+    "tabletop": "vla.envs.tabletop.tasks:TIERS",
+    "tabletop_state": "vla.envs.tabletop.tasks:TIERS",
+    "metaworld": "vla.envs.metaworld.tasks:TIERS",
+}
+
 
 def _resolve(table: dict[str, str], env: str) -> Any:
     if env not in table:
@@ -47,3 +53,8 @@ def make_env(env: str, **kwargs: Any) -> Any:
 def suites(env: str) -> dict[str, tuple[str, ...]]:
     """Return suite name -> task names of an environment. ValueError if there is no such environment."""
     return dict(_resolve(_SUITES, env))
+
+
+def tiers(env: str) -> dict[str, tuple[str, ...]]:
+    """Return tier of difficulty -> task names: every task is in one. ValueError if there is no such environment."""
+    return {name: tuple(tasks) for name, tasks in _resolve(_TIERS, env).items()}

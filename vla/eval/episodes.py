@@ -73,6 +73,32 @@ def episode_list(tasks: Iterable[str], episodes: int, first_seed: int) -> list[E
     return [Episode(names[i % len(names)], first_seed + i // len(names)) for i in range(episodes)]
 
 
+def named_lists() -> dict[str, Path]:
+    """The lists that come with the package: name -> file."""
+    return {path.stem: path for path in sorted((Path(__file__).parent / "lists").glob("*.json"))}
+
+
+def read_list(name: str) -> tuple[str, list[Episode]]:
+    """A fixed list of episodes: (environment, episodes seed by seed, tasks in turn). `name`: one of ours, or a file.
+
+    The file is {"env": name, "seeds": {task: [seed, ...]}}. Raises ValueError for anything else, or for seeds outside
+    of 0 .. 99_999.
+    """
+    path = named_lists().get(name, Path(name))
+    if not path.is_file():
+        raise ValueError(f"expected a list of episodes out of {', '.join(named_lists())}, or a file, got {name!r}")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        env, seeds = str(content["env"]), {str(task): [int(s) for s in row] for task, row in content["seeds"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f'expected {{"env": name, "seeds": {{task: [seed, ...]}}}} in {path}, got {error!r}') from error
+    outside = [seed for row in seeds.values() for seed in row if not 0 <= seed < EVALUATION_SEEDS]
+    if outside or not any(seeds.values()):
+        raise ValueError(f"expected seeds within 0 .. {EVALUATION_SEEDS - 1} in {path}, got {outside[:3] or 'none'}")
+    longest = max(map(len, seeds.values()))
+    return env, [Episode(task, row[i]) for i in range(longest) for task, row in seeds.items() if i < len(row)]
+
+
 def episode_key(episode: Episode, sampler_seed: int) -> int:
     """63-bit key of all of the policy's randomness in this episode: of nothing but (task, seed, sampler
     seed).

@@ -11,7 +11,7 @@ import json
 import os
 import time
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,6 +19,7 @@ from vla.eval.episodes import (
     Episode,
     EpisodeResult,
     episode_list,
+    read_list,
     read_results,
     to_line,
     write_atomically,
@@ -50,6 +51,9 @@ class EvalConfig:
     """these tasks instead of a suite"""
     episodes: int = 200
     """in total, spread evenly over the tasks"""
+    list: str = ""
+    """fixed list of episodes instead of env, suite, tasks, episodes and first_seed: a name as in vla/eval/lists (for
+    example metaworld-mt50-500), or a file"""
     first_seed: int = 0
     """seeds first_seed, first_seed + 1, ... for each task; below 100_000"""
     slots: int = 16
@@ -106,6 +110,8 @@ def _check(config: EvalConfig) -> None:
             "expected --slots and --rows of at least 1 and no negative --workers or --videos, "
             f"got {config.slots}, {config.rows}, {config.workers}, {config.videos}"
         )
+    if config.list and config.tasks:
+        raise ValueError("expected --list or --tasks, got both; a list says which tasks")
     if config.overwrite and config.resume:
         raise ValueError("expected --overwrite or --resume, got both; the one deletes what the other goes on with")
     if config.instruction == "swapped" and config.policy in BASELINES:
@@ -239,8 +245,14 @@ def evaluate(
 
     console = console or Console()
     _check(config)
-    tasks = _tasks(config, importlib.import_module(registry))
-    episodes = episode_list(tasks, config.episodes, config.first_seed)
+    known = importlib.import_module(registry)
+    if config.list:
+        env, episodes = read_list(config.list)
+        config = replace(config, env=env, tasks=tuple(dict.fromkeys(episode.task for episode in episodes)))
+        tasks = _tasks(config, known)
+    else:
+        tasks = _tasks(config, known)
+        episodes = episode_list(tasks, config.episodes, config.first_seed)
     baseline = config.policy in BASELINES and policy is None
     checkpoint = None if config.policy in BASELINES else resolve(config.policy)
     if not baseline and policy is None:
@@ -298,15 +310,17 @@ def evaluate(
     about["n_action_steps"] = policy.n_action_steps if policy is not None else None
     about["sampler_seed"] = config.seed
     about["image_size"] = env_kwargs["image_size"] if description.cameras else None
+    about["cameras"], about["state"] = list(description.cameras), list(description.state_names)
     steps_per_s = centre.steps / elapsed_s if todo else 0.0
     summary = summarize(
         _name(config),
-        ",".join(config.tasks) or config.suite,
+        Path(config.list).stem or ",".join(config.tasks) or config.suite,
         config.env,
         done,
         centre.latencies_ms,
         steps_per_s,
         about,
+        known.tiers(config.env) if hasattr(known, "tiers") else None,
     )
     write_atomically(written, json.dumps(summary, indent=1) + "\n")
     show(summary, console)

@@ -45,7 +45,7 @@ class ModelConfig:
     layers: int = 2
     heads: int = 4
     vision: str = "keypoints"
-    """"keypoints", "keypoints:tilted" or "timm:<model>"."""
+    """"keypoints" or "timm:<model>"."""
     quality: bool = False
     """Whether there is a head that judges the digits that are shown; revision needs it."""
     layout: ActionLayout = field(init=False, repr=False, compare=False)

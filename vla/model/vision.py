@@ -18,19 +18,15 @@ class KeypointStem(nn.Module):
     talked about"; the soft-argmax (Levine et al. 2016) turns each map into the coordinates of its mass. A network of
     50 k parameters localises named objects to a fraction of a pixel after minutes of training, where patch tokens of
     the same budget learn nothing (LOG.md).
-
-    `tilted`: the words may also tilt a map along x and y. The mass of "block, and the further left the better" is on
-    the leftmost block: an arg min over objects, which scale and shift cannot say.
     """
 
-    def __init__(self, width: int, tokens: int = 2, keypoints: int = 64, tilted: bool = False) -> None:
+    def __init__(self, width: int, tokens: int = 2, keypoints: int = 64) -> None:
         super().__init__()
         self.tokens, self.keypoints = tokens, keypoints
         self.conv_1 = nn.Conv2d(3, 32, 5, stride=2, padding=2)
         self.conv_2 = nn.Conv2d(32, 32, 3, padding=1)
         self.conv_3 = nn.Conv2d(32, keypoints, 3, padding=1)
         self.film_2, self.film_3 = nn.Linear(width, 64), nn.Linear(width, 2 * keypoints)
-        self.tilt = nn.Linear(width, 2 * keypoints) if tilted else None
         self.readout = nn.Linear(3 * keypoints, tokens * width)
 
     def forward(self, image_BHWC: Tensor, words_BD: Tensor) -> Tensor:
@@ -40,12 +36,6 @@ class KeypointStem(nn.Module):
         x_BCHW = F.relu(self.conv_1(x_BCHW))
         x_BCHW = F.relu(film(self.conv_2(x_BCHW), self.film_2(words_BD)))
         maps_BKHW = film(self.conv_3(x_BCHW), self.film_3(words_BD), SHARPNESS)
-        if self.tilt is not None:
-            along_x, along_y = (GAIN * self.tilt(words_BD)).to(maps_BKHW.dtype)[:, :, None, None].chunk(2, dim=1)
-            x_W, y_H1 = (
-                torch.linspace(-1, 1, n, device=maps_BKHW.device).to(maps_BKHW.dtype) for n in maps_BKHW.shape[:1:-1]
-            )
-            maps_BKHW = maps_BKHW + (along_x * x_W + along_y * y_H1.unsqueeze(1))
         return self.readout(soft_argmax(maps_BKHW)).unflatten(-1, (self.tokens, -1))
 
 
@@ -129,9 +119,9 @@ class TimmBackbone(nn.Module):
 
 
 def build_vision(name: str, width: int, image_size: int) -> nn.Module:
-    """`name`: "keypoints", "keypoints:tilted" or "timm:<model>". Raises ValueError for anything else."""
-    if name in ("keypoints", "keypoints:tilted"):
-        return KeypointStem(width, tilted=name.endswith(":tilted"))
+    """`name`: "keypoints" or "timm:<model>". Raises ValueError for anything else."""
+    if name == "keypoints":
+        return KeypointStem(width)
     if name.startswith("timm:"):
         return TimmBackbone(name.removeprefix("timm:"), width, image_size)
-    raise ValueError(f"vision must be 'keypoints', 'keypoints:tilted' or 'timm:<model name>', got {name!r}")
+    raise ValueError(f"vision must be 'keypoints' or 'timm:<model name>', got {name!r}")

@@ -24,6 +24,7 @@ from vla.model import LatticeModel, ModelConfig
 from vla.policy import Policy
 from vla.recipes import Recipe
 from vla.tokenizers import StateScaler, TextTokenizer, Tokenizers, build_action_tokenizer
+from vla.train.augment import augment
 
 
 @dataclass
@@ -53,9 +54,11 @@ class Session:
     def frames(self) -> int:
         return len(self.cache.action)
 
-    def inputs(self, batch: dict[str, Any]) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-        """Images, scaled state and words of a numpy batch, on the device."""
+    def inputs(self, batch: dict[str, Any], key_B: Tensor | None = None) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        """Images, scaled state and words of a numpy batch, on the device. `key_B`: augment the images by it."""
         images = {c: torch.from_numpy(batch["images"][c]).to(self.device) for c in self.cache.cameras}
+        if key_B is not None:
+            images = {c: augment(x, key_B, self.recipe.shift, self.recipe.light, c) for c, x in images.items()}
         state_BS = self.tokenizers.state(torch.from_numpy(batch["state"])).to(self.device)
         return images, state_BS, self.words_TL[torch.from_numpy(batch["task_index"])].to(self.device)
 
@@ -75,7 +78,7 @@ class Session:
             programs = replace(programs, full=1 - programs.revise)
         corrupted = corrupt(digits_BHAD, pad_BH, key_B, config.layout, programs, config.noise_indices, radix_AD)
         with self.autocast():
-            prefix = model.encode(*self.inputs(batch))
+            prefix = model.encode(*self.inputs(batch, key_B if model is self.model else None))
             digits, quality = losses(model, prefix, corrupted, key_B, self.recipe.noise_candidates)
         names = ["loss_coarse", "loss_fine", *(f"loss_digit_{d}" for d in range(2, len(digits)))]
         return {"loss": total_loss(digits, quality), **dict(zip(names, digits, strict=False)), "loss_quality": quality}

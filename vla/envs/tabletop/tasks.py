@@ -290,13 +290,10 @@ def _tier(tier: int) -> tuple[str, ...]:
     return tuple(template.name for template in _TEMPLATES if template.tier == tier)
 
 
-SUITES: dict[str, tuple[str, ...]] = {
-    "demo": _tier(1),
-    "tier1": _tier(1),
-    "tier2": _tier(2),
-    "tier3": _tier(3),
-    "all": tuple(TASKS),
-}
+TIERS: dict[str, tuple[str, ...]] = {f"tier{tier}": _tier(tier) for tier in (1, 2, 3)}
+"""Difficulty -> task names."""
+
+SUITES: dict[str, tuple[str, ...]] = {"demo": TIERS["tier1"], **TIERS, "all": tuple(TASKS)}
 """Suite name -> task names."""
 
 
