@@ -40,6 +40,9 @@ VERBS: dict[str, Verb] = {
         "vla.eval.compare", "CompareConfig", "compare", "compare two evaluations on the same episodes, paired"
     ),
     "report": Verb("vla.eval.report", "ReportConfig", "report", "make one page of a run's figures and videos"),
+    "reproduce": Verb(
+        "vla.reproduce", "ReproduceConfig", "reproduce", "record, train and evaluate a recipe as its docstring says"
+    ),
     "bench": Verb("vla.bench.run", "BenchConfig", "bench", "measure a claim and print a table and one line of JSON"),
 }
 

@@ -46,11 +46,12 @@ def demo(config: DemoConfig) -> dict[str, Any]:
 
     from rich.console import Console
 
-    from vla.data.record import RecordConfig, record
+    from vla.data.record import RecordConfig
     from vla.eval.evaluate import EvalConfig, evaluate
     from vla.eval.report import ReportConfig, report
     from vla.policy import Policy
-    from vla.train.loop import TrainConfig, train
+    from vla.reproduce import record_once, train_once
+    from vla.train.loop import TrainConfig
 
     console = Console(highlight=False)
     started = time.time()
@@ -73,36 +74,21 @@ def demo(config: DemoConfig) -> dict[str, Any]:
     # 1. Record
     step("record", f"1/4 record {config.scenes} scenes")
     dataset, trained = out / "dataset", out / "train"
-    done = out / "recorded.json"
-    if done.exists():
-        recorded = json.loads(done.read_text())
-    else:
-        recorded = record(
-            RecordConfig(suite="demo", episodes=config.scenes, out=dataset, resume=dataset.exists(), image_size=64)
-        )
-        done.write_text(json.dumps(recorded, default=str))
+    recorded = record_once(RecordConfig(suite="demo", episodes=config.scenes, out=dataset, image_size=64))
     rates = measure_rates()
 
     # 2. Train
     step("train", "2/4 train")
-    if (trained / "train.json").exists():
-        training = json.loads((trained / "train.json").read_text())
-    else:
-        from vla.checkpoint import steps_in
-
-        again = bool(steps_in(trained))
-        training = train(
-            TrainConfig(
-                dataset=str(dataset),
-                out=trained,
-                recipe=config.recipe,
-                set=config.set,
-                minutes=config.train_minutes,
-                seed=config.seed,
-                resume=again,
-                overwrite=not again,
-            )
+    training = train_once(
+        TrainConfig(
+            dataset=str(dataset),
+            out=trained,
+            recipe=config.recipe,
+            set=config.set,
+            minutes=config.train_minutes,
+            seed=config.seed,
         )
+    )
 
     # 3. Evaluate: as told, told about another block, and at random
     step("eval", f"3/4 evaluate {config.episodes} episodes, three ways")

@@ -160,9 +160,9 @@ def train(config: TrainConfig) -> dict[str, Any]:
         "clipped_actions": s.tokenizers.action.clipped,
         **last_validation,
     }
-    (run / "train.json").write_text(json.dumps(result, indent=2))
     metrics.close()
     if stop:
         metrics.say(f"interrupted at step {reached}; saved in '{folder}'; continue with --resume")
         raise KeyboardInterrupt
+    (run / "train.json").write_text(json.dumps(result, indent=2))  # who finds it knows that training is finished
     return result
