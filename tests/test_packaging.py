@@ -22,7 +22,9 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 # Highest first. A room imports itself and what stands below it, never what stands above or beside it.
 ORDER: tuple[tuple[str, ...], ...] = (
     ("cli",),
-    ("demo", "doctor", "bench"),
+    ("demo",),
+    ("reproduce",),
+    ("doctor", "bench"),
     ("eval", "serve"),
     ("train",),
     ("lerobot",),

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 ENVS = {"dots": "fake_bench:DotEnv"}
+PERTURBATIONS = {"dots": ("light",)}
 COLOURS = {"red": (220, 30, 30), "blue": (30, 60, 220)}
 
 
@@ -28,8 +29,9 @@ class DotEnv:
     fps = 20
     _max_episode_steps = 24
 
-    def __init__(self, task="touch", image_size=16, cameras=("front",), render=True):
+    def __init__(self, task="touch", image_size=16, cameras=("front",), render=True, perturbation=None):
         self.task, self.image_size, self.cameras, self.with_pixels = task, image_size, cameras, render
+        self.background = 90 if perturbation == "light" else 235
 
     def reset(self, *, seed: int, options: dict[str, str] | None = None):
         self.task = (options or {}).get("task", self.task)
@@ -46,6 +48,9 @@ class DotEnv:
     def alternative_instruction(self) -> str:
         other = next(name for name in COLOURS if name != self.target)
         return f"{self.task} the {other} square"
+
+    def paraphrase(self) -> str:
+        return f"{self.task} what is {self.target}"
 
     def _info(self):
         return {
@@ -75,7 +80,7 @@ class DotEnv:
         return self.render_at(self.image_size)
 
     def render_at(self, size: int):
-        image = np.full((size, size, 3), 235, dtype=np.uint8)
+        image = np.full((size, size, 3), self.background, dtype=np.uint8)
         for name, centre in [*self.goals.items(), ("hand", self.hand)]:
             x, y = ((centre + 1) / 2 * (size - 1)).astype(int)
             half = max(1, size // 16)

@@ -7,12 +7,13 @@ from vla.eval.compare import CompareConfig, compare, episodes_needed
 from vla.eval.episodes import EpisodeResult, write_results
 
 
-def evaluation(folder, successes, mujoco="3.3.0", frame="f"):
+def evaluation(folder, successes, mujoco="3.3.0", frame="f", **manifest):
     """An evaluation of task "reach" whose episode i succeeded if successes[i]."""
     folder.mkdir()
     rows = [EpisodeResult("reach", i, "x", "x", s, 9, f"{frame}{i}", 0.1, 2) for i, s in enumerate(successes)]
     write_results(folder / "episodes.jsonl", rows)
     about = {"name": folder.name, "env": "tabletop", "manifest": {"versions": {"mujoco": mujoco}, "image_size": 64}}
+    about["manifest"] |= manifest
     (folder / "summary.json").write_text(json.dumps(about))
     return folder
 
@@ -40,6 +41,21 @@ def test_other_simulators_and_scenes_are_refused(tmp_path, change):
     with pytest.raises(ValueError, match="differ in more than the policy"):
         compare(CompareConfig(a, b))
     assert compare(CompareConfig(a, b, force=True))["n"] == 9
+
+
+def test_first_frames_may_differ_where_the_perturbation_does_and_nowhere_else(tmp_path):
+    old = evaluation(tmp_path / "old", [True] * 9)  # of before there were perturbations
+    new = evaluation(tmp_path / "new", [True] * 9, perturbation=None, instruction="given")
+    light = evaluation(tmp_path / "light", [True] * 9, frame="g", perturbation="light", instruction="swapped")
+    shift = evaluation(tmp_path / "shift", [True] * 9, frame="h", perturbation="camera-shift", instruction="swapped")
+    other_light = evaluation(tmp_path / "other", [True] * 9, frame="i", perturbation="light")
+    assert compare(CompareConfig(old, new))["differs"] == {}
+    assert compare(CompareConfig(old, light))["differs"] == {"perturbation": ["none", "light"]}
+    both = {"instruction": ["given", "swapped"], "perturbation": ["none", "light"]}
+    assert compare(CompareConfig(new, light))["differs"] == both
+    assert compare(CompareConfig(light, shift))["differs"] == {"perturbation": ["light", "camera-shift"]}
+    with pytest.raises(ValueError, match="first frame of reach seed 0"):
+        compare(CompareConfig(light, other_light))
 
 
 def test_other_episodes_and_no_evaluation_are_refused(tmp_path):

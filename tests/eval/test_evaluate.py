@@ -12,6 +12,7 @@ import pytest
 from rich.console import Console
 
 from vla.envs.registry import suites
+from vla.eval.compare import CompareConfig, compare
 from vla.eval.episodes import EpisodeResult, episode_list, named_lists, read_list, read_results
 from vla.eval.evaluate import EvalConfig, evaluate
 from vla.eval.summary import summarize
@@ -73,6 +74,28 @@ def test_outputs(tmp_path, hash_policy):
         assert float(stream.average_rate) == 20
         length = next(r.length for r in rows if f"{r.task}_{r.seed}_" in videos[0])
         assert sum(1 for _ in container.decode(video=0)) == length + 1
+
+
+def test_a_perturbed_evaluation_says_so_films_it_and_is_compared_with_one_that_is_not(tmp_path, hash_policy, capsys):
+    usual = config(tmp_path, policy="expert", episodes=4, out=tmp_path / "usual")
+    perturbed = replace(usual, perturbation="light", videos=1, out=tmp_path / "light")
+    run(usual)
+    summary = run(perturbed)
+    assert summary["name"] == "expert (light)" and summary["manifest"]["perturbation"] == "light"
+    hashes = [[row.first_frame_sha256 for row in episodes(settings)] for settings in (usual, perturbed)]
+    assert not set(hashes[0]) & set(hashes[1])
+    import av
+
+    with av.open(str(next((perturbed.out / "videos").iterdir()))) as container:
+        assert abs(np.median(next(container.decode(video=0)).to_ndarray(format="rgb24")) - 90) < 4
+    result = compare(CompareConfig(usual.out, perturbed.out))
+    assert result["differs"] == {"perturbation": ["none", "light"]} and result["n"] == 4
+    assert "differ in perturbation: A none, B light" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="same perturbation"):
+        run(replace(perturbed, resume=True, perturbation=None))
+    both = config(tmp_path, perturbation="light", instruction="paraphrased", episodes=2)
+    assert run(both, hash_policy)["name"] == "stub (paraphrased, light)"
+    assert all(" what is " in row.given_instruction and " the " in row.instruction for row in episodes(both))
 
 
 def test_baselines_see_the_same_scenes(tmp_path, hash_policy):
@@ -184,6 +207,8 @@ def test_overwrite_and_folders(tmp_path, hash_policy):
         ({"tasks": ("touch", "juggle")}, "got juggle"),
         ({"policy": "no/such/folder"}, "vla train"),
         ({"policy": "random", "instruction": "swapped"}, "reads none"),
+        ({"perturbation": "lihgt"}, "did you mean 'light'"),
+        ({"perturbation": "distractors"}, "that 'dots' has, out of light"),
         ({"episodes": 1}, "at least one episode a task"),
         ({"first_seed": 99_999}, "evaluation seeds"),
         ({"slots": 0}, "--slots"),

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 class BenchConfig:
     """Measure a claim of this project."""
 
-    name: Positional[Literal["lattice"]]
+    name: Positional[Literal["lattice", "robustness"]]
     """Which benchmark."""
     out: Path = Path("runs/bench")
     """Folder for what is made on the way, and for the figures."""
@@ -30,6 +30,14 @@ class BenchConfig:
     """Threads of torch; 0: as many as it likes."""
     fast: str | None = None
     """Folder, or repository to download, of FAST's processor, for the table of tokenizers; none: after the paper."""
+    policy: str = "tabletop_nano"
+    """robustness: checkpoint folder, the name of a shipped checkpoint, or "random" or "expert"."""
+    env: str = "tabletop"
+    """robustness: environment."""
+    suite: str = "all"
+    """robustness: named set of tasks."""
+    episodes: int = 300
+    """robustness: of each perturbation, spread evenly over the tasks."""
     results: Path | None = None
     """Where to write the numbers; none: benchmarks/results/NAME.json in a checkout, else NAME.json in `out`."""
 
@@ -45,6 +53,8 @@ def bench(config: BenchConfig, *, console: "Console | None" = None) -> dict[str,
 
     if config.seeds < 1 or config.threads < 0:
         raise ValueError(f"expected --seeds >= 1 and --threads >= 0, got {config.seeds} and {config.threads}")
+    if config.episodes < 1:
+        raise ValueError(f"expected --episodes >= 1, got {config.episodes}")
     if config.budget_minutes is not None and not config.budget_minutes > 0:
         raise ValueError(f"expected --budget-minutes > 0, got {config.budget_minutes}")
     if config.out.exists() and not config.out.is_dir():

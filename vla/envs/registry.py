@@ -8,6 +8,8 @@ import difflib
 import importlib
 from typing import Any
 
+from vla.envs import perturbation
+
 ENVS: dict[str, str] = {
     "tabletop": "vla.envs.tabletop.env:TabletopEnv",
     "tabletop_state": "vla.envs.tabletop.state_env:TabletopStateEnv",
@@ -34,6 +36,13 @@ _TIERS: dict[str, str] = {
     "metaworld": "vla.envs.metaworld.tasks:TIERS",
 }
 
+PERTURBATIONS: dict[str, tuple[str, ...]] = {
+    "tabletop": perturbation.PERTURBATIONS,
+    "tabletop_state": ("action-delay", "held-out-positions"),
+    "metaworld": (*perturbation.VISUAL, "action-delay"),
+}
+"""Environment id -> what `make_env(env, perturbation=...)` can make different about its episodes."""
+
 
 def _resolve(table: dict[str, str], env: str) -> Any:
     if env not in table:
@@ -46,8 +55,16 @@ def _resolve(table: dict[str, str], env: str) -> Any:
 
 
 def make_env(env: str, **kwargs: Any) -> Any:
-    """Make the gymnasium.Env called `env`; `kwargs` go to its constructor. ValueError if there is none."""
-    return _resolve(ENVS, env)(**kwargs)
+    """Make the gymnasium.Env called `env`; `kwargs` go to its constructor. ValueError if there is none.
+
+    "perturbation" is one of PERTURBATIONS[env], or None: ValueError, with the nearest name, for any other.
+    """
+    made = _resolve(ENVS, env)
+    if perturbation.check_perturbation(kwargs.get("perturbation"), PERTURBATIONS[env], repr(env)) != "action-delay":
+        return made(**kwargs)
+    from vla.envs.delay import DelayedActions
+
+    return DelayedActions(made(**kwargs | {"perturbation": None}))
 
 
 def suites(env: str) -> dict[str, tuple[str, ...]]:

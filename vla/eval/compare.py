@@ -2,7 +2,8 @@
 """`vla compare --a A --b B`: two evaluations on the same (task, seed) episodes, paired.
 
 Pairing removes the difficulty of the scene, so that a difference needs fewer episodes than two separate rates do.
-What must agree is checked, not assumed: the episodes, the first frames, the simulator and its version.
+What must agree is checked, not assumed: the episodes, the first frames, the simulator and its version. Only where one
+side was perturbed, and the other not or in another way, first frames differ by intention; the output says so.
 """
 
 import json
@@ -47,8 +48,9 @@ def episodes_needed(only_a: int, only_b: int, n: int, power: float = 0.8, alpha:
 
 
 def compare(config: CompareConfig, console: "Console | None" = None) -> dict[str, Any]:
-    """Compare, print, and return {n, a, b, difference, interval, p_value, only_a, only_b, needed, tasks}.
+    """Compare, print, and return {n, a, b, difference, interval, p_value, only_a, only_b, needed, differs, tasks}.
 
+    "differs" names what the two evaluations made different on purpose: {"perturbation": [of A, of B]}, for example.
     Raises ValueError when a folder is no evaluation, or when the two are not of the same episodes.
     """
     from rich.console import Console
@@ -77,6 +79,10 @@ def compare(config: CompareConfig, console: "Console | None" = None) -> dict[str
         table.add_row(task, str(row["n"]), *both, *difference, "" if row["needed"] is None else str(row["needed"]))
     console = console or Console(highlight=False)
     console.print(f"A  {summary_a['name']}  {config.a}\nB  {summary_b['name']}  {config.b}", soft_wrap=True)
+    differs = _intended(summary_a, summary_b)
+    for key, (of_a, of_b) in differs.items():
+        frames = ", so first frames were not compared" if key == "perturbation" else ""
+        console.print(f"They differ in {key}: A {of_a}, B {of_b}{frames}.", soft_wrap=True)
     console.print(table)
     overall = rows.pop("all")
     low, high = overall["interval"]
@@ -85,7 +91,7 @@ def compare(config: CompareConfig, console: "Console | None" = None) -> dict[str
         console.print(f"No difference that {overall['n']} pairs could show{more}.", soft_wrap=True)
     else:
         console.print(f"{'B' if low > 0 else 'A'} is better (exact McNemar p = {overall['p_value']:.3g}).")
-    result = {"bench": "compare", **overall, "tasks": rows}
+    result = {"bench": "compare", **overall, "differs": differs, "tasks": rows}
     if config.out is not None:
         config.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     return result
@@ -98,12 +104,23 @@ def _read(folder: Path) -> tuple[list[EpisodeResult], dict[str, Any]]:
     return read_results(folder / "episodes.jsonl"), summary
 
 
+def _intended(about_a: dict[str, Any], about_b: dict[str, Any]) -> dict[str, list[str]]:
+    """What the two made different on purpose: {"instruction" or "perturbation": [of A, of B]}."""
+    sides = {
+        # Older evaluations do not say what they told the policy, and had no perturbations.
+        "instruction": [about["manifest"].get("instruction") for about in (about_a, about_b)],
+        "perturbation": [about["manifest"].get("perturbation") or "none" for about in (about_a, about_b)],
+    }
+    return {key: both for key, both in sides.items() if None not in both and both[0] != both[1]}
+
+
 def _check_same(
     a: list[EpisodeResult], b: list[EpisodeResult], about_a: dict[str, Any], about_b: dict[str, Any]
 ) -> None:
     frames = {r.episode: r.first_frame_sha256 for r in a}
-    sized = about_a["manifest"].get("image_size") == about_b["manifest"].get("image_size")
-    other = [r.episode for r in b if sized and frames.get(r.episode, r.first_frame_sha256) != r.first_frame_sha256]
+    alike = about_a["manifest"].get("image_size") == about_b["manifest"].get("image_size")
+    alike = alike and "perturbation" not in _intended(about_a, about_b)
+    other = [r.episode for r in b if alike and frames.get(r.episode, r.first_frame_sha256) != r.first_frame_sha256]
     differs = [f"the first frame of {e.task} seed {e.seed}" for e in other[:1]]
     differs += [k for k in ("env",) if about_a[k] != about_b[k]]
     versions = [about["manifest"]["versions"] for about in (about_a, about_b)]

@@ -91,7 +91,8 @@ def read_list(name: str) -> tuple[str, list[Episode]]:
         content = json.loads(path.read_text(encoding="utf-8"))
         env, seeds = str(content["env"]), {str(task): [int(s) for s in row] for task, row in content["seeds"].items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f'expected {{"env": name, "seeds": {{task: [seed, ...]}}}} in {path}, got {error!r}') from error
+        form = '{"env": name, "seeds": {task: [seed, ...]}}'
+        raise ValueError(f"expected {form} in {path}, got {error!r}") from error
     outside = [seed for row in seeds.values() for seed in row if not 0 <= seed < EVALUATION_SEEDS]
     if outside or not any(seeds.values()):
         raise ValueError(f"expected seeds within 0 .. {EVALUATION_SEEDS - 1} in {path}, got {outside[:3] or 'none'}")

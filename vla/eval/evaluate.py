@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from vla.envs.perturbation import Perturbation, check_perturbation
 from vla.eval.episodes import (
     Episode,
     EpisodeResult,
@@ -60,8 +61,11 @@ class EvalConfig:
     """environments in parallel; changes the speed, never the result"""
     workers: int = 0
     """simulator processes; 0: one a core"""
-    instruction: Literal["given", "swapped"] = "given"
-    """"swapped": tell the policy about another object of the scene and judge by the first (does it read?)"""
+    instruction: Literal["given", "swapped", "paraphrased"] = "given"
+    """"swapped": tell the policy about another object of the scene and judge by the first (does it read?);
+    "paraphrased": tell it the same in other words"""
+    perturbation: Perturbation | None = None
+    """make this different about every episode: the same tasks and seeds, to be compared with an evaluation without"""
     out: Path = Path("runs/eval")
     """folder for episodes.jsonl, summary.json and videos/"""
     name: str = ""
@@ -86,7 +90,9 @@ class EvalConfig:
 
 def _name(config: EvalConfig) -> str:
     name = config.name or (config.policy if config.policy in BASELINES else Path(config.policy).name)
-    return name if config.name or config.instruction == "given" else f"{name} (swapped)"
+    told = "" if config.instruction == "given" else config.instruction
+    differs = ", ".join(word for word in (told, config.perturbation) if word)
+    return name if config.name or not differs else f"{name} ({differs})"
 
 
 def _tasks(config: EvalConfig, registry: Any) -> tuple[str, ...]:
@@ -114,8 +120,10 @@ def _check(config: EvalConfig) -> None:
         raise ValueError("expected --list or --tasks, got both; a list says which tasks")
     if config.overwrite and config.resume:
         raise ValueError("expected --overwrite or --resume, got both; the one deletes what the other goes on with")
-    if config.instruction == "swapped" and config.policy in BASELINES:
-        raise ValueError(f"expected a checkpoint with --instruction swapped, got {config.policy!r}, which reads none")
+    if config.instruction != "given" and config.policy in BASELINES:
+        raise ValueError(
+            f"expected a checkpoint with --instruction {config.instruction}, got {config.policy!r}, which reads none"
+        )
 
 
 def _load(config: EvalConfig) -> "Policy":
@@ -142,7 +150,7 @@ def _load(config: EvalConfig) -> "Policy":
 
 def _same_run(config: EvalConfig, checkpoint: str | None) -> dict[str, Any]:
     """What must not differ between the two halves of a resumed evaluation."""
-    keys = ("policy", "env", "instruction", "seed", "n_action_steps", "evaluations", "rows")
+    keys = ("policy", "env", "instruction", "perturbation", "seed", "n_action_steps", "evaluations", "rows")
     return {key: getattr(config, key) for key in keys} | {"checkpoint_sha256": checkpoint}
 
 
@@ -253,6 +261,9 @@ def evaluate(
     else:
         tasks = _tasks(config, known)
         episodes = episode_list(tasks, config.episodes, config.first_seed)
+    if config.perturbation is not None:
+        has = getattr(known, "PERTURBATIONS", {}).get(config.env, ())
+        check_perturbation(config.perturbation, has, repr(config.env))
     baseline = config.policy in BASELINES and policy is None
     checkpoint = None if config.policy in BASELINES else resolve(config.policy)
     if not baseline and policy is None:
@@ -271,12 +282,14 @@ def evaluate(
     env_kwargs: dict[str, Any] = {"task": tasks[0], "image_size": IMAGE_SIZE, "render": False}
     if policy is not None and policy.cameras:
         env_kwargs |= {"image_size": int(policy.image_size), "cameras": tuple(policy.cameras), "render": True}
+    if config.perturbation is not None:
+        env_kwargs["perturbation"] = config.perturbation
     settings = WorkerSettings(
         registry=registry,
         env=config.env,
         env_kwargs=env_kwargs,
         mode="policy" if policy is not None else config.policy,  # type: ignore[arg-type]
-        swapped=config.instruction == "swapped",
+        instruction=config.instruction,
         sampler_seed=config.seed,
     )
     workers = min(config.workers or _cores(), config.slots, max(1, len(todo)))
@@ -308,7 +321,8 @@ def evaluate(
         centre.film(config.out / "videos")
     about = make_manifest(description.renderer, checkpoint)
     about["n_action_steps"] = policy.n_action_steps if policy is not None else None
-    about["sampler_seed"] = config.seed
+    about["sampler_seed"], about["instruction"] = config.seed, config.instruction
+    about["perturbation"] = config.perturbation
     about["image_size"] = env_kwargs["image_size"] if description.cameras else None
     about["cameras"], about["state"] = list(description.cameras), list(description.state_names)
     steps_per_s = centre.steps / elapsed_s if todo else 0.0

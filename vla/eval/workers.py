@@ -39,8 +39,9 @@ class WorkerSettings:
     env: str
     env_kwargs: dict[str, Any]
     mode: Mode = "policy"
-    swapped: bool = False
-    """tell the policy env.alternative_instruction(); success is judged by the original"""
+    instruction: Literal["given", "swapped", "paraphrased"] = "given"
+    """what the policy is told: the episode's own sentence, env.alternative_instruction() or env.paraphrase(); success
+    is judged by the first"""
     sampler_seed: int = 0
 
 
@@ -125,7 +126,8 @@ class Worker:
         observation, info = slot.env.reset(seed=episode.seed, options={"task": episode.task})
         slot.episode, slot.calls, slot.success, slot.actions = episode, 0, False, []
         slot.instruction = str(info.get("instruction") or slot.env.task_description)
-        slot.given = str(slot.env.alternative_instruction()) if self.settings.swapped else slot.instruction
+        tell = {"swapped": "alternative_instruction", "paraphrased": "paraphrase"}.get(self.settings.instruction)
+        slot.given = str(getattr(slot.env, tell)()) if tell else slot.instruction
         images = observation.get("pixels") or {}
         if not slot.env.cameras:
             first = np.asarray(observation["agent_pos"], dtype="<f4")

@@ -166,6 +166,10 @@ def build(config: Any, recipe: Recipe) -> Session:
         model = LatticeModel(model_config)
     model.head.allowed_ADV.copy_(tokenizers.action.allowed_ADV())
     model = model.to(device)
+    averaged = copy.deepcopy(model).requires_grad_(False)
+    if recipe.compile:  # what training calls; the averaged weights, which are saved and act, stay plain
+        for method in ("encode", "decode"):
+            setattr(model, method, torch.compile(getattr(model, method), fullgraph=True))
     decay = [p for p in model.parameters() if p.ndim >= 2]
     plain = [p for p in model.parameters() if p.ndim < 2]
     groups = [{"params": decay, "weight_decay": recipe.weight_decay}, {"params": plain, "weight_decay": 0.0}]
@@ -181,7 +185,7 @@ def build(config: Any, recipe: Recipe) -> Session:
         tokenizers=tokenizers,
         words_TL=torch.from_numpy(tokenizers.text.encode(cache.tasks)),
         model=model,
-        averaged=copy.deepcopy(model).requires_grad_(False),
+        averaged=averaged,
         optimiser=torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, 0.98), fused=True),
     )
 

@@ -8,9 +8,11 @@ import gymnasium
 import numpy as np
 
 from vla.envs.episode_request import check_request
+from vla.envs.metaworld.paraphrases import PARAPHRASES
 from vla.envs.metaworld.pictures import MAX_SIZE, MIN_SIZE
 from vla.envs.metaworld.tasks import MAX_STEPS, MT10, SENTENCES, check_task
 from vla.envs.metaworld.world import World, borrow, give_back, leave
+from vla.envs.perturbation import UNDISTURBED, VISUAL, check_perturbation, draw
 
 CAMERA, OFFICIAL_CAMERA = "corner2_mt50", "corner2_mt50_official"
 CAMERAS = (CAMERA, OFFICIAL_CAMERA)
@@ -27,6 +29,8 @@ class MetaWorldEnv(gymnasium.Env):
         cameras: any of CAMERAS; none given: CAMERA, or OFFICIAL_CAMERA with `official_look`.
         render: False leaves "pixels" out of the observation (for use with state only; needs no OpenGL).
         official_look: short for cameras=("corner2_mt50_official",). ValueError if `cameras` say otherwise.
+        perturbation: what is different about every episode, one of PERTURBATIONS; none: nothing. There are no held-out
+            positions: the scripted experts are known to solve the task's own box of placements and nothing beyond it.
 
     Action: float32 (4,) in [-1, 1]: dx, dy, dz (1 = 1 cm of the target a step of 1/80 s), gripper (-1 open, +1 closed).
     Observation: {"pixels": {camera: uint8 (S, S, 3)}, "agent_pos": float32 (4,)}: hand x, y, z, m, and how open the
@@ -42,6 +46,9 @@ class MetaWorldEnv(gymnasium.Env):
     fps = 80
     action_names = ("dx", "dy", "dz", "gripper")
     state_names = ("hand_x", "hand_y", "hand_z", "gripper")
+    idle_action = (0.0, 0.0, 0.0, -1.0)
+    """What changes nothing at the start of an episode: the gripper is open."""
+    PERTURBATIONS: tuple[str, ...] = VISUAL
 
     def __init__(
         self,
@@ -50,7 +57,10 @@ class MetaWorldEnv(gymnasium.Env):
         cameras: tuple[str, ...] | None = None,
         render: bool = True,
         official_look: bool = False,
+        perturbation: str | None = None,
     ) -> None:
+        self._perturbation = check_perturbation(perturbation, self.PERTURBATIONS, "Meta-World")
+        self._disturbance = UNDISTURBED
         if cameras is None:
             cameras = (OFFICIAL_CAMERA if official_look else CAMERA,)
         unknown = [camera for camera in cameras if camera not in CAMERAS]
@@ -102,7 +112,8 @@ class MetaWorldEnv(gymnasium.Env):
         self.task, self._seed = task, seed
         self.task_description = options.get("instruction") or SENTENCES[task]
         self._steps, self._success = 0, False
-        self._world.begin(self._seed)
+        self._world.begin(seed)
+        self._disturbance = draw(self._perturbation, task, seed, self._world.table)
         return self._observe(), self._info()
 
     def step(self, action: np.ndarray) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
@@ -151,8 +162,13 @@ class MetaWorldEnv(gymnasium.Env):
         """
         self._running()
         others = [SENTENCES[task] for task in MT10 if SENTENCES[task] != SENTENCES[self.task]]
-        draw = np.random.default_rng([self._seed, zlib.crc32(self.task.encode()), 1]).integers(len(others))
-        return others[draw]
+        return others[np.random.default_rng([self._seed, zlib.crc32(self.task.encode()), 1]).integers(len(others))]
+
+    def paraphrase(self) -> str:
+        """Return another sentence that means the task's, drawn by (task, seed). It is no task's own."""
+        self._running()
+        known = PARAPHRASES[self.task]
+        return known[np.random.default_rng([self._seed, zlib.crc32(self.task.encode()), 2]).integers(len(known))]
 
     # ---- inside --------------------------------------------------------------------------------------------
 
@@ -162,7 +178,7 @@ class MetaWorldEnv(gymnasium.Env):
         return self._world
 
     def _draw(self, camera: str, size: int) -> np.ndarray:
-        return self._running().draw(size, official=camera == OFFICIAL_CAMERA)
+        return self._running().draw(size, camera == OFFICIAL_CAMERA, self._disturbance)
 
     def _observe(self) -> dict[str, Any]:
         obs: dict[str, Any] = {"agent_pos": self._running().observation[:4].astype(np.float32)}

@@ -10,7 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from vla.envs.disturb import disturb
 from vla.envs.offscreen import close_at_exit, mujoco, no_renderer
+from vla.envs.perturbation import UNDISTURBED, Disturbance
 
 MIN_SIZE, MAX_SIZE = 16, 512
 """Sides of pictures, pixels."""
@@ -78,13 +80,14 @@ class View:
         self._camera.fixedcamid = camera
         _SHARED.views.add(self)
 
-    def draw(self, data: Any, size: int) -> np.ndarray:
+    def draw(self, data: Any, size: int, disturbance: Disturbance = UNDISTURBED) -> np.ndarray:
         """The picture of `data`, upright as the camera holds it, uint8 (size, size, 3). Poses must be up to date."""
         _SHARED.make_current()
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._gpu)  # each view has a buffer of its own
         mujoco.mjv_updateScene(
             self._model, data, self._options, None, self._camera, mujoco.mjtCatBit.mjCAT_ALL, self._scene
         )
+        disturb(self._scene, disturbance)
         rectangle = mujoco.MjrRect(0, 0, size, size)
         image_HWC = np.empty((size, size, 3), np.uint8)
         mujoco.mjr_render(rectangle, self._scene, self._gpu)

@@ -16,6 +16,7 @@ import numpy as np
 
 from vla.envs.metaworld.pictures import View
 from vla.envs.offscreen import mujoco  # first, so that it is imported as an off-screen renderer needs it
+from vla.envs.perturbation import UNDISTURBED, Disturbance, Rectangle, Table
 
 # isort: split
 from metaworld.env_dict import ALL_V3_ENVIRONMENTS
@@ -25,6 +26,10 @@ from metaworld.types import Task
 _CAMERA, _CAMERA_POSITION = "corner2", (0.75, 0.075, 0.7)
 """Where lerobot/metaworld_mt50 was filmed from, m; the camera hangs upside down there."""
 _NOT_STATE = ("model", "data", "mujoco_renderer")
+_TOP: Rectangle = (-0.5, 0.52, 0.3, 0.9)
+"""What the camera sees of the table's top, m."""
+_TABLE, _FURNITURE = ("tablelink", ""), ("world", "base", "mocap", "RetainingWall")
+"""Bodies that belong to no task: a table (one with a hole has a part without a name), the robot, the walls around."""
 
 
 class World:
@@ -78,12 +83,26 @@ class World:
             action = self._policy.get_action(self.observation)
         return np.clip(action, -1.0, 1.0).astype(np.float32)
 
-    def draw(self, size: int, official: bool) -> np.ndarray:
+    def draw(self, size: int, official: bool, disturbance: Disturbance = UNDISTURBED) -> np.ndarray:
         """The picture of now, the right way up, uint8 (size, size, 3). RuntimeError if there is no OpenGL."""
         if official not in self._views:
             self._views[official] = View(self._sim.model, self._camera, official)
-        image_HWC = self._views[official].draw(self._sim.data, size)
+        image_HWC = self._views[official].draw(self._sim.data, size, disturbance)
         return np.ascontiguousarray(image_HWC[::-1, ::-1])
+
+    def table(self) -> Table:
+        """Where there is room at the start: off the task's things, the goal, what lies between them and the hand."""
+        model, data = self._sim.model, self._sim.data
+        turned = np.abs(data.geom_xmat.reshape(-1, 3, 3))
+        centre = data.geom_xpos + np.einsum("gij,gj->gi", data.geom_xmat.reshape(-1, 3, 3), model.geom_aabb[:, :3])
+        half = np.einsum("gij,gj->gi", turned, model.geom_aabb[:, 3:])
+        names = [model.body(model.body_rootid[body]).name for body in model.geom_bodyid]
+        things = np.array([name not in (*_TABLE, *_FURNITURE) for name in names])
+        points = [self.observation[:3], self._sim.obj_init_pos, self._sim._target_pos]
+        low = np.array([*(p - 0.1 for p in points), *(centre - half)[things]]).min(0)
+        high = np.array([*(p + 0.1 for p in points), *(centre + half)[things]]).max(0)
+        height = max(float(top) for name, top in zip(names, (centre + half)[:, 2], strict=True) if name in _TABLE)
+        return Table(_TOP, height, ((float(low[0]), float(high[0]), float(low[1]), float(high[1])),))
 
     def close(self) -> None:
         """Free the pictures' memory. Safe to call twice."""

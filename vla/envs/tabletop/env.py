@@ -10,9 +10,13 @@ from typing import Any
 import gymnasium
 import numpy as np
 
+from vla.envs.disturb import disturb
 from vla.envs.episode_request import check_request
 from vla.envs.offscreen import close_at_exit, mujoco, no_renderer
+from vla.envs.perturbation import UNDISTURBED, VISUAL, check_perturbation, draw
+from vla.envs.tabletop.clutter import table
 from vla.envs.tabletop.experts import EXPERTS, STEP
+from vla.envs.tabletop.paraphrases import paraphrase
 from vla.envs.tabletop.scene import (
     COLOURS,
     MAX_OPENING,
@@ -44,6 +48,7 @@ class TabletopEnv(gymnasium.Env):
         image_size: side of the square pictures, pixels, 16 to 512.
         cameras: any of "front", "wrist".
         render: False leaves "pixels" out of the observation (for use with state only; needs no OpenGL).
+        perturbation: what is different about every episode, one of PERTURBATIONS; none: nothing.
 
     Action: float32 (4,) in [-1, 1]: dx, dy, dz (1 = 4 cm a step of 0.1 s), gripper (-1 open, +1 closed).
     Observation: {"pixels": {camera: uint8 (S, S, 3)}, "agent_pos": float32 (4,)}: hand x, y, z and gap
@@ -56,6 +61,9 @@ class TabletopEnv(gymnasium.Env):
     fps = 10
     action_names = ("dx", "dy", "dz", "gripper")
     state_names: tuple[str, ...] = ("hand_x", "hand_y", "hand_z", "gripper")
+    idle_action = (0.0, 0.0, 0.0, 1.0)
+    """What changes nothing at the start of an episode: the hand is closed."""
+    PERTURBATIONS: tuple[str, ...] = (*VISUAL, "held-out-positions")
 
     def __init__(
         self,
@@ -63,8 +71,11 @@ class TabletopEnv(gymnasium.Env):
         image_size: int = 64,
         cameras: tuple[str, ...] = ("front",),
         render: bool = True,
+        perturbation: str | None = None,
     ) -> None:
         get_template(task)
+        self._perturbation = check_perturbation(perturbation, self.PERTURBATIONS, "this environment")
+        self._disturbance = UNDISTURBED
         if not 16 <= image_size <= 512:
             raise ValueError(f"expected image_size from 16 to 512 pixels, got {image_size}")
         unknown = [camera for camera in cameras if camera not in CAMERAS]
@@ -121,10 +132,11 @@ class TabletopEnv(gymnasium.Env):
         super().reset(seed=seed)
         self.task, self._template, self._expert = task, template, EXPERTS[task]
         self._max_episode_steps = template.max_steps
-        self._episode = sample_episode(task, seed)
-        self.task_description = options.get("instruction") or self._episode.instruction
+        episode = self._episode = sample_episode(task, seed, held_out=self._perturbation == "held-out-positions")
+        self._disturbance = draw(self._perturbation, task, seed, lambda: table(episode))
+        self.task_description = options.get("instruction") or episode.instruction
         self._steps = self._held = 0
-        self._write_scene(self._episode)
+        self._write_scene(episode)
         self._read_state()
         return self._observe(), self._info()
 
@@ -196,6 +208,10 @@ class TabletopEnv(gymnasium.Env):
         A policy that listens then does something else, and fails the task.
         """
         return self._running().alternative
+
+    def paraphrase(self) -> str:
+        """Return another sentence that means this episode's, in words that training does not use for it."""
+        return paraphrase(self._running())
 
     # ---- inside --------------------------------------------------------------------------------------------
 
@@ -270,6 +286,7 @@ class TabletopEnv(gymnasium.Env):
         if renderer is None:
             renderer = self._renderers[size] = self._open_renderer(size)
         renderer.update_scene(self._data, camera=camera)
+        disturb(renderer.scene, self._disturbance)
         return renderer.render()
 
     def _open_renderer(self, size: int) -> "mujoco.Renderer":

@@ -21,12 +21,18 @@ MIN_SEPARATION = 0.10
 MIN_HAND_DISTANCE = 0.07
 """The hand never starts above a block, m: no task is solved before it begins."""
 _CANDIDATES = 128
+RING = (0.205, 0.235)
+"""Held-out positions: max(|x|, |y|) between these, m. Outside of REGION, so training places nothing there, and still in
+the workspace and in the front camera's picture."""
 
 
 def sample_layout(
-    rng: np.random.Generator, check: Check, with_zones: bool, n_blocks: int = N_BLOCKS
+    rng: np.random.Generator, check: Check, with_zones: bool, n_blocks: int = N_BLOCKS, held_out: bool = False
 ) -> tuple[list[Point], list[Point]]:
-    """Draw block centres (and zone centres, or none), m, until `check(blocks, zones)` holds."""
+    """Draw block centres (and zone centres, or none), m, until `check(blocks, zones)` holds.
+
+    All within REGION, or all in the RING around it with `held_out`.
+    """
     n = n_blocks + (N_ZONES if with_zones else 0)
     upper = np.triu_indices(n, k=1)
     # What may not come closer than this: blocks to blocks, zones to blocks (with a margin), zones to zones.
@@ -36,7 +42,7 @@ def sample_layout(
         np.where(upper[0] < n_blocks, ZONE_HALF + BLOCK_HALF + 0.03, 0.15),
     )
     for _ in range(1000):
-        points = rng.uniform(-REGION, REGION, size=(_CANDIDATES, n, 2))
+        points = _ring(rng, n) if held_out else rng.uniform(-REGION, REGION, size=(_CANDIDATES, n, 2))
         gaps = np.linalg.norm(points[:, upper[0]] - points[:, upper[1]], axis=-1)
         for index in np.flatnonzero((gaps >= least).all(axis=1)):
             flat = [(float(x), float(y)) for x, y in points[index]]
@@ -44,6 +50,14 @@ def sample_layout(
             if check(blocks, zones):
                 return blocks, zones
     raise AssertionError("no feasible layout: the task's own check asks for too much")
+
+
+def _ring(rng: np.random.Generator, n: int) -> np.ndarray:
+    """Candidates in the ring, (_CANDIDATES, n, 2): along one of its four sides, and how far out."""
+    along, out = rng.uniform(-RING[1], RING[1], (_CANDIDATES, n)), rng.uniform(*RING, (_CANDIDATES, n))
+    side = rng.integers(4, size=(_CANDIDATES, n))
+    far = np.where(side < 2, out, -out)
+    return np.where((side % 2 == 0)[..., None], np.stack([along, far], -1), np.stack([far, along], -1))
 
 
 def sample_hand(rng: np.random.Generator, blocks: list[Point]) -> tuple[float, float, float]:
@@ -73,10 +87,15 @@ def corridor_is_free(
 
 
 def every_block_can_be_pushed(direction: Point) -> Check:
-    """Every block has a free corridor along `direction`."""
+    """Every block has a free corridor along `direction`, and the hand can go behind it."""
 
     def check(blocks: list[Point], zones: list[Point]) -> bool:
-        return all(corridor_is_free(b, direction, 0.10, blocks[:i] + blocks[i + 1 :]) for i, b in enumerate(blocks))
+        # Within REGION the hand always can.
+        reach = WORKSPACE[0][1] - 0.01
+        behind = [(x - 0.056 * direction[0], y - 0.056 * direction[1]) for x, y in blocks]
+        return all(max(abs(x), abs(y)) < reach for x, y in behind) and all(
+            corridor_is_free(b, direction, 0.10, blocks[:i] + blocks[i + 1 :]) for i, b in enumerate(blocks)
+        )
 
     return check
 

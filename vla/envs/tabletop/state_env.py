@@ -24,6 +24,7 @@ class TabletopStateEnv(TabletopEnv):
         image_size: side of the picture that `render` makes, pixels. Only `render` and `render_at` need OpenGL.
         cameras: must be empty.
         render: ignored; there are no pixels to leave out.
+        perturbation: as in `TabletopEnv`, where it is not about pictures.
 
     Observation: {"agent_pos": float32 (29,)}, table frame, m; absent things are zeros. In this order: hand xyz and
     gap between the fingers; xyz of the first, second and third block that the goal names; xy of its zone; the unit
@@ -41,14 +42,21 @@ class TabletopStateEnv(TabletopEnv):
         *(f"block{i}_{axis}" for i in range(N_BLOCKS) for axis in "xyz"),
     )
 
+    PERTURBATIONS = ("held-out-positions",)
+
     def __init__(
-        self, task: str = "reach", image_size: int = 64, cameras: tuple[str, ...] = (), render: bool = False
+        self,
+        task: str = "reach",
+        image_size: int = 64,
+        cameras: tuple[str, ...] = (),
+        render: bool = False,
+        perturbation: str | None = None,
     ) -> None:
         if cameras:
             raise ValueError(
                 f"expected no cameras in 'tabletop_state', got {cameras!r}; leave them out, or use 'tabletop'"
             )
-        super().__init__(task, image_size, render=False)
+        super().__init__(task, image_size, render=False, perturbation=perturbation)
         self.cameras = ()
         hand = self.observation_space["agent_pos"]
         assert isinstance(hand, gymnasium.spaces.Box)

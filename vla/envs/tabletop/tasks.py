@@ -329,25 +329,37 @@ def vocabulary() -> list[str]:
     return sorted(words)
 
 
-def _say(sentence: str, goal: Goal, colours: tuple[str, ...], zone_colours: tuple[str, ...]) -> str:
+def say(sentence: str, goal: Goal, colours: tuple[str, ...], zone_colours: tuple[str, ...]) -> str:
+    """A sentence of a template, with the words for what `goal` refers to."""
     words = {key: colours[block] for key, block in zip("abc", goal.blocks, strict=False)}
     return sentence.format(**words, z=zone_colours[goal.zone] if goal.zone >= 0 else "", w=goal.word)
 
 
-def sample_episode(task: str, seed: int) -> Episode:
-    """Return the episode (task, seed) stands for: a pure function. ValueError for an unknown task."""
+def _places(
+    rng: np.random.Generator, template: Template, held_out: bool
+) -> tuple[list[layouts.Point], list[layouts.Point], Point3]:
+    """Where blocks, zones and hand start, m."""
+    n = N_BLOCKS // 2 if template.stacked else N_BLOCKS
+    blocks, zones = layouts.sample_layout(rng, template.check, template.with_zones, n, held_out)
+    blocks = blocks * (N_BLOCKS // n)
+    return blocks, zones, layouts.sample_hand(rng, blocks)
+
+
+def sample_episode(task: str, seed: int, held_out: bool = False) -> Episode:
+    """Return the episode (task, seed) stands for: a pure function. ValueError for an unknown task.
+
+    With `held_out` blocks and zones lie where they never do without (`layouts.RING`); colours and the way of saying it
+    stay, and so does the referent, unless the places decide what can be one.
+    """
     template = get_template(task)
     rng = np.random.default_rng([seed, zlib.crc32(task.encode())])
     order = [list(COLOURS)[i] for i in rng.permutation(len(COLOURS))]
     # Zones take the two colours no block has: every colour word has exactly one referent, and all six are
     # always in the picture.
     colours, zone_colours = tuple(order[:N_BLOCKS]), tuple(order[N_BLOCKS : N_BLOCKS + N_ZONES])
-    if template.stacked:
-        bases, zones = layouts.sample_layout(rng, template.check, with_zones=False, n_blocks=N_BLOCKS // 2)
-        blocks = bases + bases
-    else:
-        blocks, zones = layouts.sample_layout(rng, template.check, template.with_zones)
-    hand = layouts.sample_hand(rng, blocks)
+    blocks, zones, hand = _places(rng, template, held_out=False)
+    if held_out:  # from a generator of their own: what is drawn after them stays the same
+        blocks, zones, hand = _places(np.random.default_rng([seed, zlib.crc32(task.encode()), 1]), template, True)
     yaws = tuple(float(yaw) for yaw in rng.uniform(-0.1, 0.1, size=N_BLOCKS))
     goals = template.goals(blocks, zones)
     goal = goals[rng.integers(len(goals))]
@@ -361,9 +373,9 @@ def sample_episode(task: str, seed: int) -> Episode:
         task=task,
         seed=seed,
         goal=goal,
-        instruction=_say(sentence, goal, colours, zone_colours),
+        instruction=say(sentence, goal, colours, zone_colours),
         alternative_goal=alternative,
-        alternative=_say(sentence, alternative, colours, zone_colours),
+        alternative=say(sentence, alternative, colours, zone_colours),
         colours=colours,
         zone_colours=zone_colours,
         zones=tuple(zones),

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Other sentences with the same meaning, two for each task of Meta-World, and none of them any task's own.
+
+The first of each is made mostly of words that the sentences of MT50 contain, the second has others.
+"""
+
+PARAPHRASES: dict[str, tuple[str, str]] = {
+    "assembly-v3": ("Place a nut onto a peg", "Put the nut over the peg"),
+    "basketball-v3": ("Place the basketball into the basket", "Throw the ball into the basket"),
+    "bin-picking-v3": (
+        "Pick up the puck and place it into another bin",
+        "Move the puck from one bin to the other bin",
+    ),
+    "box-close-v3": ("Pick up the cover and close the box", "Put the lid on the box"),
+    "button-press-topdown-v3": ("Push a button from the top", "Press the button down"),
+    "button-press-topdown-wall-v3": (
+        "Push a button down and bypass a wall",
+        "Go around a wall and press down on a button",
+    ),
+    "button-press-v3": ("Push a button", "Push in the button"),
+    "button-press-wall-v3": ("Push a button and bypass a wall", "Go around a wall and push in a button"),
+    "coffee-button-v3": ("Press a button on the coffee machine", "Start the coffee machine"),
+    "coffee-pull-v3": ("Pull the mug out of a coffee machine", "Drag a mug away from a coffee machine"),
+    "coffee-push-v3": ("Slide a mug under a coffee machine", "Move the mug beneath the coffee machine"),
+    "dial-turn-v3": ("Rotate the dial by 180 degrees", "Turn the dial half round"),
+    "disassemble-v3": ("Pull the nut out of the peg", "Take a nut off a peg"),
+    "door-close-v3": ("Push and close a door", "Shut the door"),
+    "door-lock-v3": ("Rotate the lock clockwise", "Turn the lock clockwise"),
+    "door-open-v3": ("Open the door", "Swing the door open"),
+    "door-unlock-v3": ("Rotate the lock counter-clockwise", "Turn the lock counter-clockwise"),
+    "drawer-close-v3": ("Close the drawer with a push", "Shut the drawer"),
+    "drawer-open-v3": ("Pull open a drawer", "Slide the drawer out"),
+    "faucet-close-v3": ("Close the faucet", "Turn the tap clockwise"),
+    "faucet-open-v3": ("Open the faucet", "Turn the tap counter-clockwise"),
+    "handle-press-side-v3": ("Push a handle down sideways", "Press down the handle from the side"),
+    "handle-press-v3": ("Push a handle down", "Press the handle downwards"),
+    "handle-pull-side-v3": ("Pull up a handle sideways", "Raise the handle from the side"),
+    "handle-pull-v3": ("Pull up a handle", "Raise the handle"),
+    "lever-pull-v3": ("Rotate a lever 90 degrees down", "Turn the lever down"),
+    "peg-unplug-side-v3": ("Pull a peg out sideways", "Take the peg out"),
+    "plate-slide-back-side-v3": ("Slide a plate sideways from the cabinet", "Take the plate out to the side"),
+    "plate-slide-back-v3": ("Slide a plate from the cabinet", "Take the plate out of the cabinet"),
+    "plate-slide-side-v3": ("Push a plate into a cabinet sideways", "Move the plate into the cabinet from the side"),
+    "plate-slide-v3": ("Push a plate into a cabinet", "Move the plate into the cabinet"),
+    "reach-v3": ("Reach the goal", "Go to the goal position"),
+    "reach-wall-v3": ("Reach a goal and bypass a wall", "Go around a wall to the goal"),
+    "window-close-v3": ("Close the window with a push", "Shut the window"),
+    "window-open-v3": ("Open the window with a push", "Slide the window open"),
+    "hammer-v3": ("Push a screw into the wall with a hammer", "Hit the screw with the hammer"),
+    "peg-insert-side-v3": ("Push the peg in sideways", "Put a peg in sideways"),
+    "push-wall-v3": ("Push a puck to a goal and bypass a wall", "Push the puck around a wall to the goal"),
+    "soccer-v3": ("Push a soccer into the goal", "Shoot the ball into the goal"),
+    "sweep-into-v3": ("Push a puck into a hole", "Brush the puck into the hole"),
+    "sweep-v3": ("Push a puck off the table", "Brush the puck off the table"),
+    "hand-insert-v3": ("Place the gripper into a hole", "Put the hand into the hole"),
+    "pick-out-of-hole-v3": ("Pick the puck out of a hole", "Take the puck out"),
+    "pick-place-v3": ("Place the puck to a goal", "Carry a puck to the goal"),
+    "push-back-v3": ("Push a puck back to a goal", "Move the puck back to a goal"),
+    "push-v3": ("Push a puck to the goal", "Slide the puck to its goal"),
+    "pick-place-wall-v3": (
+        "Bypass a wall and pick and place a puck",
+        "Carry the puck past a wall",
+    ),
+    "shelf-place-v3": ("Place the puck onto the shelf", "Put the puck on a shelf"),
+    "stick-pull-v3": ("Pick up a stick and pull a box with it", "Drag the box with the stick"),
+    "stick-push-v3": ("Pick up a stick and push a box with it", "Move the box with the stick"),
+}
+"""Task -> sentences."""
