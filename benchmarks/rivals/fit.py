@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The training loop of the rivals: the same one for a network of ours and for a policy of LeRobot.
+
+It is the loop of `vla train` without what only the lattice needs: the same batches in the same order, the same way to
+fit the steps into a wall-clock, averaged weights with the same decay. Loss, optimiser and schedule are the rival's own.
+"""
+
+import copy
+import itertools
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vla import randomness
+from vla.data.batches import Batch, Batches
+from vla.recipes import Recipe
+from vla.train.augment import augment
+from vla.train.setup import fit_steps
+
+UNKNOWN = 1_000_000_000
+"""Total steps before the rate is measured: a schedule is at its peak, or warming up."""
+MEASURED_FROM, MEASURED_TO = 10, 40
+"""As `vla train`: the steps by whose rate the total is cut to what fits."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long to train: minutes of wall-clock, or steps; one of them."""
+
+    minutes: float | None = None
+    steps: int | None = None
+
+    def less(self, seconds: float) -> "Budget":
+        """What is left after `seconds`, for contenders that train in phases. Steps are those of the last phase."""
+        return self if self.minutes is None else Budget(minutes=max(self.minutes - seconds / 60, 0.01))
+
+
+Loss = Callable[[Batch, int], Tensor]
+"""(a batch of `vla.data.batches`, its step) -> the loss, a scalar."""
+Factor = Callable[[int, int], float]
+"""(step, total steps) -> what the optimiser's learning rates are multiplied with."""
+
+
+def fit(
+    model: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    loss: Loss,
+    factor: Factor,
+    batches: Batches,
+    budget: Budget,
+    grad_clip: float,
+    ema: float,
+) -> tuple[nn.Module, dict[str, Any]]:
+    """Train `model` in place. Returns (a copy with averaged weights, {"steps", "train_s", "loss"}).
+
+    `ema`: decay of the averaged weights, smaller in the first steps. `loss` in the facts is the mean of the last tenth.
+    ValueError if the loss has not been finite for 20 steps.
+    """
+    peaks = [group["lr"] for group in optimiser.param_groups]
+    averaged = copy.deepcopy(model).requires_grad_(False)
+    total, skipped, losses = budget.steps or UNKNOWN, 0, []
+    began = rate_from = time.perf_counter()
+    with batches.prefetch(0, depth=3) as stream:
+        for step, batch in stream:
+            if budget.minutes and step == MEASURED_TO:
+                measured, seconds = MEASURED_TO - MEASURED_FROM, time.perf_counter() - rate_from
+                total = fit_steps(measured, seconds, budget.minutes, began, step, total)
+            if step >= total:
+                break
+            if step == MEASURED_FROM:
+                rate_from = time.perf_counter()
+            for group, peak in zip(optimiser.param_groups, peaks, strict=True):
+                group["lr"] = peak * factor(step, total)
+            value = loss(batch, step)
+            optimiser.zero_grad(set_to_none=True)
+            value.backward()
+            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip)
+            if torch.isfinite(value) and torch.isfinite(norm):
+                optimiser.step()
+                average(averaged, model, min(ema, (1 + step) / (10 + step)))
+                skipped = 0
+            else:
+                skipped += 1
+                if skipped == 20:
+                    raise ValueError(f"the loss has not been finite for 20 steps, at step {step}: lower its rate")
+            losses.append(value.item())
+    for old, new in zip(averaged.buffers(), model.buffers(), strict=True):
+        old.copy_(new)
+    last = losses[-max(1, len(losses) // 10) :]
+    seconds = time.perf_counter() - began
+    return averaged, {"steps": len(losses), "train_s": round(seconds, 1), "loss": sum(last) / len(last)}
+
+
+def augmented(batch: Batch, recipe: Recipe, seed: int, step: int) -> Batch:
+    """The batch with its pictures moved and relit as the recipe says, the same way for every contender."""
+    if not recipe.shift and not recipe.light:
+        return batch
+    key_B = randomness.fold(seed, step, torch.arange(len(batch["sample"])))
+    pictures = {c: torch.from_numpy(x) for c, x in batch["images"].items()}
+    return batch | {
+        "images": {c: augment(x, key_B, recipe.shift, recipe.light, c).numpy() for c, x in pictures.items()}
+    }
+
+
+@torch.no_grad()
+def average(averaged: nn.Module, model: nn.Module, decay: float) -> None:
+    """averaged += (1 - decay) (model - averaged)."""
+    torch._foreach_lerp_(list(averaged.parameters()), list(model.parameters()), 1 - decay)
+
+
+def step_ms(
+    model: nn.Module, optimiser: torch.optim.Optimizer, loss: Loss, batches: Batches, steps: int, warmup: int = 3
+) -> float:
+    """Median milliseconds of a training step, batch included, after `warmup` steps. It changes `model`: give a copy."""
+    times = []
+    for step in itertools.islice(itertools.count(), warmup + steps):
+        started = time.perf_counter()
+        value = loss(batches.batch(step), step)
+        optimiser.zero_grad(set_to_none=True)
+        value.backward()
+        optimiser.step()
+        times.append(1e3 * (time.perf_counter() - started))
+    return sorted(times[warmup:])[steps // 2]
