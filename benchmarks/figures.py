@@ -27,6 +27,13 @@ SHOWN = {
         "checkpoint_success_tier2": "shipped checkpoint: tier 2, lift and place",
         "checkpoint_success_tier3": "shipped checkpoint: tier 3, stack and relations",
     },
+    "robustness": {
+        "robustness_distractors_difference": "shipped checkpoint: what it loses with other things on the table",
+        "robustness_held_out_positions_difference": "shipped checkpoint: with objects where training placed none",
+        "robustness_paraphrase_difference": "shipped checkpoint: told the same in other words",
+        "robustness_light_difference": "shipped checkpoint: in other light",
+        "robustness_camera_shift_difference": "shipped checkpoint: from a camera moved by 2-3 cm and turned by 2-3 degrees",
+    },
     "lattice": {
         "bimodal_joint_1nfe": "two-mode task, one evaluation: whole chunks right, with the noise index",
         "bimodal_joint_1nfe_single_mask": "the same with one mask",
@@ -40,11 +47,13 @@ SHOWN = {
 
 
 def cell(row: dict[str, Any]) -> str:
-    if row["unit"] == "fraction" and row["interval"]:
-        low, high = row["interval"]
-        return f"{100 * row['value']:.1f} % ({100 * low:.1f}-{100 * high:.1f}, n = {row['n']})"
-    unit = {"min": "min", "1/s": "frames/s"}[row["unit"]]
-    return f"{row['value']:,} {unit}"
+    if row["unit"] in ("fraction", "success") and row["interval"]:
+        low, high = (f"{100 * end:.1f}" for end in row["interval"])
+        between = f"{low}-{high}" if row["interval"][0] >= 0 else f"{low} to {high}"
+        sign = "points" if row["id"].endswith("_difference") or "_vs_" in row["id"] else "%"
+        return f"{100 * row['value']:.1f} {sign} ({between}, n = {row['n']})"
+    unit = {"1/s": "frames/s", "parameters": "", "x": "times"}.get(row["unit"], row["unit"])
+    return f"{round(row['value'], 2):,} {unit}".rstrip()
 
 
 def goal(row: dict[str, Any]) -> str:
@@ -54,16 +63,17 @@ def goal(row: dict[str, Any]) -> str:
 
 def figures() -> str:
     """The Markdown between the markers."""
-    lines, sources = ["| measured | value | goal |", "|---|---|---|"], []
+    lines, sources = ["| measured | value | goal |", "|---|---|---|"], dict[str, list[str]]()
     for bench, shown in SHOWN.items():
         path = ROOT / "benchmarks" / "results" / f"{bench}.json"
         if not path.exists():
             continue
         results = json.loads(path.read_text())
         rows = {row["id"]: row for row in results["rows"]}
-        sources.append(f"`{path.relative_to(ROOT)}` ({results['machine']}, commit {str(results['commit'])[:7]})")
+        sources.setdefault(results["machine"], []).append(f"{path.name} (commit {str(results['commit'])[:7]})")
         lines += [f"| {text} | {cell(rows[i])} | {goal(rows[i])} |" for i, text in shown.items() if i in rows]
-    notes = "Success with 95 % intervals, on seeds that were never recorded. From " + " and ".join(sources) + "."
+    files = "; ".join(f"on {machine}: {', '.join(names)}" for machine, names in sources.items())
+    notes = f"Success with 95 % intervals, on seeds that were never recorded. From `benchmarks/results/`, {files}."
     return "\n".join([BEGIN, *lines, "", notes, END])
 
 
