@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 import json
 
+import numpy as np
 import pytest
+from scipy.stats import binomtest
 
-from vla.eval.compare import CompareConfig, compare, episodes_needed
+from vla.eval.compare import CompareConfig, compare, pairs_needed
 from vla.eval.episodes import EpisodeResult, write_results
 
 
@@ -30,9 +32,20 @@ def test_a_difference_is_paired_and_signed(tmp_path):
     assert same["difference"] == 0 and same["needed"] is None and same["p_value"] == 1
 
 
-def test_pairs_needed_grow_as_the_difference_shrinks():
-    assert episodes_needed(5, 15, 100) < episodes_needed(8, 12, 100)
-    assert episodes_needed(0, 20, 100) < 45  # all discordant pairs point one way
+def test_pairs_needed_grow_as_the_difference_shrinks(tmp_path):
+    assert pairs_needed(0.2, 0.1) < pairs_needed(0.2, 0.04)
+    assert pairs_needed(0.2, 0.2) < 45  # all discordant pairs point one way
+    assert pairs_needed(0.0, -0.05) == pairs_needed(0.05, 0.05) and pairs_needed(0.3, 0.0) is None
+    a = evaluation(tmp_path / "a", [True] * 50 + [False] * 50)
+    b = evaluation(tmp_path / "b", [False] * 10 + [True] * 50 + [False] * 40)
+    assert compare(CompareConfig(a, b, difference=0.05))["needed_for_difference"] == pairs_needed(0.2, 0.05)
+
+
+def test_the_promised_number_of_pairs_sees_the_difference_in_four_of_five():
+    n, generator = pairs_needed(0.3, 0.1), np.random.default_rng(0)
+    cells = generator.multinomial(n, [0.1, 0.2, 0.7], size=2000)
+    seen = [binomtest(int(a), int(a + b)).pvalue < 0.05 for a, b, _ in cells]
+    assert 0.74 < np.mean(seen) < 0.86
 
 
 @pytest.mark.parametrize("change", [{"mujoco": "3.8.0"}, {"frame": "g"}])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`vla compare --a A --b B`: two evaluations on the same (task, seed) episodes, paired.
+"""`vla compare A B`: two evaluations on the same (task, seed) episodes, paired.
 
 Pairing removes the difficulty of the scene, so that a difference needs fewer episodes than two separate rates do.
 What must agree is checked, not assumed: the episodes, the first frames, the simulator and its version. Only where one
@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tyro.conf import Positional
+
 from vla.eval.episodes import EpisodeResult, read_results
 
 if TYPE_CHECKING:
@@ -22,24 +24,30 @@ if TYPE_CHECKING:
 class CompareConfig:
     """Is B better than A? Both are folders that `vla eval` wrote, with the same suite, episodes and seeds."""
 
-    a: Path
+    a: Positional[Path]
     """evaluation folder"""
-    b: Path
+    b: Positional[Path]
     """evaluation folder; the difference is B minus A"""
+    difference: float | None = None
+    """say how many pairs a difference of this size would need, too: 0.05 is five points"""
     out: Path | None = None
     """also write the comparison here, as JSON"""
     force: bool = False
     """compare although simulator versions or settings differ"""
 
 
-def episodes_needed(only_a: int, only_b: int, n: int, power: float = 0.8, alpha: float = 0.05) -> int | None:
-    """Pairs that a McNemar test needs to see a difference as large as the one observed (Connor 1987).
+def pairs_needed(discordant: float, difference: float, power: float = 0.8, alpha: float = 0.05) -> int | None:
+    """Pairs of episodes that a McNemar test needs to see a `difference` in success (Connor 1987).
 
-    `only_a`, `only_b`: pairs of `n` that one side alone solved. None if the observed difference is zero.
+    `discordant`: fraction of pairs that one side alone solves; it is at least the size of the difference. None if the
+    difference is zero: no number would do. ValueError outside of [0, 1] and [-1, 1].
     """
     from scipy.stats import norm
 
-    discordant, difference = (only_a + only_b) / n, abs(only_b - only_a) / n
+    if not (0 <= discordant <= 1 and -1 <= difference <= 1):
+        raise ValueError(f"expected fractions, got {discordant} discordant pairs and a difference of {difference}")
+    difference = abs(difference)
+    discordant = max(discordant, difference)
     if difference == 0:
         return None
     z_alpha, z_power = norm.ppf(1 - alpha / 2), norm.ppf(power)
@@ -49,6 +57,8 @@ def episodes_needed(only_a: int, only_b: int, n: int, power: float = 0.8, alpha:
 
 def compare(config: CompareConfig, console: "Console | None" = None) -> dict[str, Any]:
     """Compare, print, and return {n, a, b, difference, interval, p_value, only_a, only_b, needed, differs, tasks}.
+
+    With `difference`, also needed_for_difference.
 
     "differs" names what the two evaluations made different on purpose: {"perturbation": [of A, of B]}, for example.
     Raises ValueError when a folder is no evaluation, or when the two are not of the same episodes.
@@ -69,8 +79,11 @@ def compare(config: CompareConfig, console: "Console | None" = None) -> dict[str
         )
         paired = compare_paired(side_a, side_b)
         rates = {"a": sum(side_a.values()) / len(side_a), "b": sum(side_b.values()) / len(side_b)}
-        needed = episodes_needed(paired.only_a, paired.only_b, paired.n)
+        discordant = (paired.only_a + paired.only_b) / paired.n
+        needed = pairs_needed(discordant, paired.difference)
         rows[task] = {**rates, **asdict(paired), "interval": list(paired.interval), "needed": needed}
+        if config.difference is not None:
+            rows[task]["needed_for_difference"] = pairs_needed(discordant, config.difference)
     table = Table("task", "n", "A", "B", "B - A", "95 % interval", "p", "pairs needed", box=None)
     for task, row in rows.items():
         low, high = (f"{100 * x:+.1f}" for x in row["interval"])
@@ -91,6 +104,12 @@ def compare(config: CompareConfig, console: "Console | None" = None) -> dict[str
         console.print(f"No difference that {overall['n']} pairs could show{more}.", soft_wrap=True)
     else:
         console.print(f"{'B' if low > 0 else 'A'} is better (exact McNemar p = {overall['p_value']:.3g}).")
+    if config.difference is not None:
+        console.print(
+            f"A difference of {100 * abs(config.difference):g} points would need about "
+            f"{overall['needed_for_difference']} pairs, if as many disagree as here (80 % power).",
+            soft_wrap=True,
+        )
     result = {"bench": "compare", **overall, "differs": differs, "tasks": rows}
     if config.out is not None:
         config.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
