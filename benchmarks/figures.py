@@ -28,11 +28,11 @@ SHOWN = {
         "checkpoint_success_tier3": "shipped checkpoint: tier 3, stack and relations",
     },
     "robustness": {
-        "robustness_distractors_difference": "shipped checkpoint: what it loses with other things on the table",
-        "robustness_held_out_positions_difference": "shipped checkpoint: with objects where training placed none",
+        "robustness_distractors_difference": "shipped checkpoint: what other things on the table cost",
+        "robustness_held_out_positions_difference": "shipped checkpoint: objects where training placed none",
         "robustness_paraphrase_difference": "shipped checkpoint: told the same in other words",
         "robustness_light_difference": "shipped checkpoint: in other light",
-        "robustness_camera_shift_difference": "shipped checkpoint: from a camera moved by 2-3 cm and turned by 2-3 degrees",
+        "robustness_camera_shift_difference": "shipped checkpoint: a camera moved by 2-3 cm and 2-3 degrees",
     },
     "lattice": {
         "bimodal_joint_1nfe": "two-mode task, one evaluation: whole chunks right, with the noise index",

@@ -84,7 +84,11 @@ def compare(config: CompareConfig, console: "Console | None" = None) -> dict[str
         rows[task] = {**rates, **asdict(paired), "interval": list(paired.interval), "needed": needed}
         if config.difference is not None:
             rows[task]["needed_for_difference"] = pairs_needed(discordant, config.difference)
-    table = Table("task", "n", "A", "B", "B - A", "95 % interval", "p", "pairs needed", box=None)
+    table = Table(
+        "task", "n", "A", "B", "B - A", "95 % interval", "p", "needed", box=None, padding=(0, 1, 0, 0), pad_edge=False
+    )
+    for column in table.columns:
+        column.no_wrap = True
     for task, row in rows.items():
         low, high = (f"{100 * x:+.1f}" for x in row["interval"])
         both = [f"{100 * row[side]:.1f} %" for side in "ab"]
