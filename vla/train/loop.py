@@ -24,7 +24,7 @@ class TrainConfig:
     steps: int | None = None
     """Optimiser steps; the recipe's by default."""
     minutes: float | None = None
-    """Upper limit of the wall-clock: after 40 steps, the total is cut to what fits (the schedule follows)."""
+    """Upper limit of the wall-clock: the total is cut to the steps that fit (the schedule follows)."""
     seed: int = 0
     device: str = "auto"
     """auto: CUDA where there is one, else the CPU."""
@@ -41,6 +41,11 @@ class TrainConfig:
     log_interval: int = 25
     val_interval: int = 500
     tensorboard: bool = True
+
+
+FIT_FROM, FIT_AGAIN = 40, 1000
+"""Steps after which the total is first cut to what fits into the minutes, and then again: a machine that became slower
+must not make it late. A resumed run keeps the total it had."""
 
 
 def train(config: TrainConfig) -> dict[str, Any]:
@@ -92,6 +97,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     # --------------------------------------------------------------------------------------------------------------
     # The loop
     began = rate_from = time.perf_counter()
+    rate_step = start
     skipped, last_validation = 0, {}
     loss_value = float("nan")
     batches = s.batches.prefetch(start, depth=3)
@@ -99,11 +105,12 @@ def train(config: TrainConfig) -> dict[str, Any]:
         for step, batch in batches:
             if step >= total or stop:
                 break
-            if config.minutes and step == start + 40 and start < 40:  # a resumed run keeps the total it had
-                total = fit_steps(30, time.perf_counter() - rate_from, config.minutes, began, step, total)
+            if config.minutes and start < FIT_FROM and (step == FIT_FROM or (step and step % FIT_AGAIN == 0)):
+                measured, seconds = step - rate_step, time.perf_counter() - rate_from
+                total = fit_steps(measured, seconds, config.minutes, began, step, total)
                 metrics.total = total
-            if step == start + 10:
-                rate_from = time.perf_counter()
+            if step == start + 10 or (step and step % FIT_AGAIN == 0):
+                rate_from, rate_step = time.perf_counter(), step
 
             # One step: corrupt, predict, descend the gradient, average the weights
             for group in s.optimiser.param_groups:
