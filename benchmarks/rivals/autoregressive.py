@@ -96,7 +96,8 @@ class AutoregressiveModel(LatticeModel):
         rows = slice(dim * config.digits * head.hidden, (dim + 1) * config.digits * head.hidden)
         features_BDR = F.linear(h_BW, head.project.weight[rows], head.project.bias[rows])
         features_BDR = features_BDR.unflatten(-1, (config.digits, head.hidden))
-        digits, logits, confidence_B = [], [], torch.ones_like(h_BW[:, 0])
+        digits: list[Tensor] = []
+        logits, confidence_B = [], torch.ones_like(h_BW[:, 0])
         for d in range(config.digits):
             x_BR = features_BDR[:, d]
             for earlier, digit_B in enumerate(digits):

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import time
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,9 @@ from torch import Tensor
 from vla import checkpoint, randomness, recipes
 from vla.data.batches import Batches, split_episodes
 from vla.data.cache import FrameCache, open_cache
+from vla.data.lerobot_files import LeRobotFiles
 from vla.diffusion import corrupt, losses, total_loss
-from vla.model import LatticeModel, ModelConfig
+from vla.model import LatticeModel, ModelConfig, Prefix
 from vla.policy import Policy
 from vla.recipes import Recipe
 from vla.tokenizers import StateScaler, TextTokenizer, Tokenizers, build_action_tokenizer
@@ -64,24 +66,12 @@ class Session:
 
     def losses(self, batch: dict[str, Any], step: int, model: LatticeModel | None = None) -> dict[str, Tensor]:
         """The losses of one batch, "loss" the total. Masks and noise: a function of (seed, step, place in it)."""
-        model, config = model or self.model, self.model.config
-        tokenizer = self.tokenizers.action
-        digits_BHAD = tokenizer.encode(torch.from_numpy(batch["actions"])).to(self.device)
-        if tokenizer.time_aligned:
-            pad_BH = torch.from_numpy(batch["is_pad"]).to(self.device)
-        else:  # a position speaks about all steps; past the end of the episode the last action was repeated
-            pad_BH = torch.zeros(digits_BHAD.shape[:2], dtype=torch.bool, device=self.device)
-        key_B = randomness.fold(self.seed, step, torch.arange(len(digits_BHAD))).to(self.device)
-        radix_AD = model.head.allowed_ADV.sum(-1)
-        programs = self.recipe.programs
-        if 0 <= step < self.recipe.full_steps:
-            programs = replace(programs, full=1 - programs.revise)
-        corrupted = corrupt(digits_BHAD, pad_BH, key_B, config.layout, programs, config.noise_indices, radix_AD)
+        model = model or self.model
+        key_B = randomness.fold(self.seed, step, torch.arange(len(batch["actions"]))).to(self.device)
+        actions, pad = torch.from_numpy(batch["actions"]), torch.from_numpy(batch["is_pad"])
         with self.autocast():
             prefix = model.encode(*self.inputs(batch, key_B if model is self.model else None))
-            digits, quality = losses(model, prefix, corrupted, key_B, self.recipe.noise_candidates)
-        names = ["loss_coarse", "loss_fine", *(f"loss_digit_{d}" for d in range(2, len(digits)))]
-        return {"loss": total_loss(digits, quality), **dict(zip(names, digits, strict=False)), "loss_quality": quality}
+            return objective(model, prefix, self.tokenizers, self.recipe, actions, pad, key_B, step)
 
     def autocast(self) -> contextlib.AbstractContextManager:
         if self.precision == "bfloat16":
@@ -107,6 +97,78 @@ class Session:
         return Policy(self.averaged, self.tokenizers, self.cache.fps, self.recipe.sampling, self.recipe.n_action_steps)
 
 
+def objective(
+    model: LatticeModel,
+    prefix: Prefix,
+    tokenizers: Tokenizers,
+    recipe: Recipe,
+    actions_BHA: Tensor,
+    pad_BH: Tensor,
+    key_B: Tensor,
+    step: int,
+) -> dict[str, Tensor]:
+    """What training minimises, "loss", and its parts, scalars.
+
+    `actions_BHA`: float, the dataset's units. `pad_BH`: bool, past the end of the episode. `key_B`: all randomness.
+    `step`: below `recipe.full_steps` there are no partial masks; below 0 (validation) there are.
+    """
+    config, tokenizer = model.config, tokenizers.action
+    digits_BHAD = tokenizer.encode(actions_BHA).to(key_B.device)
+    if not tokenizer.time_aligned:  # a position speaks about all steps; past the end the last action was repeated
+        pad_BH = torch.zeros(digits_BHAD.shape[:2], dtype=torch.bool)
+    programs = recipe.programs
+    if 0 <= step < recipe.full_steps:
+        programs = replace(programs, full=1 - programs.revise)
+    radix_AD = model.head.allowed_ADV.sum(-1)
+    corrupted = corrupt(
+        digits_BHAD, pad_BH.to(key_B.device), key_B, config.layout, programs, config.noise_indices, radix_AD
+    )
+    digits, quality = losses(model, prefix, corrupted, key_B, recipe.noise_candidates)
+    names = ["loss_coarse", "loss_fine", *(f"loss_digit_{d}" for d in range(2, len(digits)))]
+    return {"loss": total_loss(digits, quality), **dict(zip(names, digits, strict=False)), "loss_quality": quality}
+
+
+def fit_tokenizers(recipe: Recipe, data: FrameCache | LeRobotFiles) -> Tokenizers:
+    """Limits, names and words of a dataset, over all its frames."""
+    names, state_names = list(data.action_names), list(data.state_names)
+    action = build_action_tokenizer(
+        recipe.actions,
+        data.action,
+        data.episode_from,
+        data.episode_to,
+        names,
+        recipe.horizon,
+        recipe.digits,
+        recipe.base,
+    )
+    return Tokenizers(
+        action, StateScaler.fit(data.state, state_names), TextTokenizer.train(data.tasks, recipe.vocabulary)
+    )
+
+
+def network(recipe: Recipe, tokenizers: Tokenizers, cameras: Iterable[str]) -> ModelConfig:
+    """The network of a recipe for the data that the tokenizers were fitted to."""
+    positions, sub_tokens = tokenizers.action.grid(recipe.horizon)
+    return ModelConfig(
+        cameras=tuple(cameras),
+        image_size=recipe.image_size,
+        state_dim=len(tokenizers.state.names),
+        vocabulary=tokenizers.text.vocabulary,
+        text_length=tokenizers.text.length,
+        action_dims=sub_tokens,
+        horizon=positions,
+        digits=tokenizers.action.digits,
+        base=recipe.base,
+        arrangement=recipe.arrangement,
+        noise_indices=recipe.noise_indices,
+        width=recipe.width,
+        layers=recipe.layers,
+        heads=recipe.heads,
+        vision=recipe.vision,
+        quality=recipe.programs.wrong + recipe.programs.revise > 0,
+    )
+
+
 def keep_freed_memory() -> None:
     """Tell glibc to keep what is freed instead of giving it back to the kernel.
 
@@ -128,39 +190,8 @@ def build(config: Any, recipe: Recipe) -> Session:
     device = torch.device(name)
     cache = open_cache(config.dataset, image_size=recipe.image_size)
     train_episodes, val_episodes = split_episodes(cache, recipe.holdout, config.seed)
-    tokenizers = Tokenizers(
-        build_action_tokenizer(
-            recipe.actions,
-            cache.action,
-            cache.episode_from,
-            cache.episode_to,
-            list(cache.action_names),
-            recipe.horizon,
-            recipe.digits,
-            recipe.base,
-        ),
-        StateScaler.fit(cache.state, list(cache.state_names)),
-        TextTokenizer.train(cache.tasks, recipe.vocabulary),
-    )
-    positions, sub_tokens = tokenizers.action.grid(recipe.horizon)
-    model_config = ModelConfig(
-        cameras=tuple(cache.cameras),
-        image_size=recipe.image_size,
-        state_dim=cache.state.shape[1],
-        vocabulary=tokenizers.text.vocabulary,
-        text_length=tokenizers.text.length,
-        action_dims=sub_tokens,
-        horizon=positions,
-        digits=tokenizers.action.digits,
-        base=recipe.base,
-        arrangement=recipe.arrangement,
-        noise_indices=recipe.noise_indices,
-        width=recipe.width,
-        layers=recipe.layers,
-        heads=recipe.heads,
-        vision=recipe.vision,
-        quality=recipe.programs.wrong + recipe.programs.revise > 0,
-    )
+    tokenizers = fit_tokenizers(recipe, cache)
+    model_config = network(recipe, tokenizers, cache.cameras)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         model = LatticeModel(model_config)
