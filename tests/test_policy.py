@@ -60,15 +60,11 @@ def test_episodes_are_bit_identical_for_one_slot_and_eight(checkpoint_folder, tm
 def test_committed_actions_come_back_bit_exact(checkpoint_folder):
     policy = Policy.load(checkpoint_folder)
     first = policy.act(observations(3), [(i, 0) for i in range(3)])
-    tokenizer = policy.tokenizers.action
-    committed = [first[i, 4 : 4 + i + 1] for i in range(3)]
-    import torch
-
-    expected = [tokenizer.decode(tokenizer.encode(torch.tensor(c))).numpy() for c in committed]
+    committed = [0.97 * first[i, 4 : 4 + i + 1] for i in range(3)]  # between the values that bins stand for
     for evaluations in (1, 2, 4):
         policy.sampling = Sampling(evaluations, temperature=1.0)
         chunk = policy.decide(observations(3), [(i, 4) for i in range(3)], committed=committed)
-        for row, prefix in enumerate(expected):
+        for row, prefix in enumerate(committed):
             assert np.array_equal(chunk.actions_BHA[row, : len(prefix)], prefix)
             assert (chunk.confidence_BHA[row, : len(prefix)] == 1).all()
 

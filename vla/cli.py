@@ -35,6 +35,9 @@ VERBS: dict[str, Verb] = {
     "record": Verb("vla.data.record", "RecordConfig", "record", "record demonstrations as a LeRobot dataset"),
     "train": Verb("vla.train.loop", "TrainConfig", "train", "train a policy on a LeRobot dataset"),
     "export": Verb("vla.train.export", "ExportConfig", "export", "strip a checkpoint of its training state"),
+    "convert": Verb(
+        "vla.lerobot.convert", "ConvertConfig", "convert", "make a checkpoint one of LeRobot's, or the reverse"
+    ),
     "eval": Verb("vla.eval.evaluate", "EvalConfig", "evaluate", "run a policy in simulation, with intervals"),
     "compare": Verb(
         "vla.eval.compare", "CompareConfig", "compare", "compare two evaluations on the same episodes, paired"

@@ -146,6 +146,8 @@ class Policy:
             self.tokenizers.action.decode(digits_BHAD, offset),
             layout.unfold(result.confidence_BNS),
         )
+        for row, actions in enumerate(committed or ()):  # on their way already: as they are, not as the nearest bin
+            actions_BHA[row, : len(actions)] = torch.as_tensor(np.asarray(actions, np.float32), device=self.device)
         if not self.tokenizers.action.time_aligned:  # a token speaks about all steps: one confidence for all of them
             confidence_BHA = confidence_BHA.mean((1, 2), keepdim=True).expand(actions_BHA.shape)
         return actions_BHA, confidence_BHA

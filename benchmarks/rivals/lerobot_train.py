@@ -72,6 +72,7 @@ class LeRobot:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
             policy = get_policy_class(self.name)(config).train()
+            policy.to(memory_format=torch.channels_last)  # convolutions on CPUs are a third faster
             pre, post = make_pre_post_processors(policy_cfg=config, dataset_stats=statistics(cache, code))
             precision, measured = faster_precision(policy, pre, inputs, batches, 2 if settings.quick else PROBE_STEPS)
             torch.manual_seed(settings.seed)  # whatever the probe drew
@@ -87,6 +88,7 @@ class LeRobot:
                 preset.grad_clip_norm,
                 recipe.ema,
             )
+        trained.to(memory_format=torch.contiguous_format)  # as safetensors wants it
         names = list(cache.state_names), list(cache.action_names)
         robot = Robot(tuple(cache.cameras), recipe.image_size, *names, recipe.horizon, recipe.n_action_steps)
         checkpoint.write_folder(

@@ -208,7 +208,7 @@ def build(config: Any, recipe: Recipe) -> Session:
         recipe=recipe,
         seed=config.seed,
         device=device,
-        precision=_precision(recipe.precision, device),
+        precision=pick_precision(recipe.precision, device),
         cache=cache,
         train_episodes=train_episodes,
         val_episodes=val_episodes,
@@ -221,7 +221,7 @@ def build(config: Any, recipe: Recipe) -> Session:
     )
 
 
-def _precision(wanted: str, device: torch.device) -> str:
+def pick_precision(wanted: str, device: torch.device) -> str:
     if wanted != "auto":
         return wanted
     fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu._is_amx_tile_supported()

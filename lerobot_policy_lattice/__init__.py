@@ -1,0 +1,11 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What LeRobot imports to find policy type `lattice` and the environments `tabletop` and `metaworld_lattice`.
+
+LeRobot looks for installed distributions whose name begins with `lerobot_policy_` and imports a module of that name.
+Everything is in `vla.lerobot`.
+"""
+
+from vla.lerobot.configuration_lattice import LatticeConfig
+from vla.lerobot.envs import MetaworldLatticeEnv, TabletopEnv
+
+__all__ = ["LatticeConfig", "MetaworldLatticeEnv", "TabletopEnv"]
