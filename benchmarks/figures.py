@@ -34,6 +34,23 @@ SHOWN = {
         "robustness_light_difference": "shipped checkpoint: in other light",
         "robustness_camera_shift_difference": "shipped checkpoint: a camera moved by 2-3 cm and 2-3 degrees",
     },
+    "rivals_tabletop": {
+        "tabletop_ours": "reach and push, six minutes of training on one core each: ours",
+        "tabletop_vs_single_mask": "ours minus our network with single-mask diffusion, 8 evaluations",
+        "tabletop_vs_regression": "ours minus our network with L1 regression",
+        "tabletop_vs_autoregressive": "ours minus our network as an autoregressive decoder",
+        "tabletop_vs_act": "ours minus LeRobot's ACT",
+        "tabletop_vs_diffusion": "ours minus LeRobot's Diffusion Policy",
+        "tabletop_vs_vqbet": "ours minus LeRobot's VQ-BeT",
+        "tabletop_vs_multi_task_dit": "ours minus LeRobot's multi-task DiT",
+    },
+    "metaworld_mt10_small": {
+        "mt10_success": "Meta-World MT10, one network, 50 demonstrations a task, one core",
+        "mt10_minutes": "the same: recording and training",
+    },
+    "eval_throughput": {
+        "eval_throughput_ratio": "evaluation on Meta-World against lerobot-eval, environment steps a second",
+    },
     "lattice": {
         "bimodal_joint_1nfe": "two-mode task, one evaluation: whole chunks right, with the noise index",
         "bimodal_joint_1nfe_single_mask": "the same with one mask",

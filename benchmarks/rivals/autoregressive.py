@@ -54,11 +54,16 @@ class AutoregressiveModel(LatticeModel):
         summed = F.embedding_bag(index_BND.flatten(0, 1), canvas.table, mode="sum")
         return summed.unflatten(0, index_BND.shape[:2]) + canvas.place[positions]
 
-    def teach(self, prefix: Prefix, digits_BNSD: Tensor) -> list[Tensor]:
-        """All positions at once, each given the true tokens before it: logits, D tensors (B, N, 1, V)."""
+    def teach(self, prefix: Prefix, digits_BNSD: Tensor, blind: bool = False) -> list[Tensor]:
+        """All positions at once, each given the true tokens before it: logits, D tensors (B, N, 1, V).
+
+        `blind`: each given nothing but its place.
+        """
         batch, positions = digits_BNSD.shape[:2]
-        start_B1D = digits_BNSD.new_full((batch, 1, self.config.digits), self.config.base)
-        before_BND = torch.cat([start_B1D, digits_BNSD[:, :-1, 0]], dim=1)
+        nothing_BND = torch.full_like(digits_BNSD[:, :, 0], self.config.base)
+        before_BND = torch.cat([nothing_BND[:, :1], digits_BNSD[:, :-1, 0]], dim=1)
+        if blind:
+            before_BND = nothing_BND
         x_BNW = self.embed(before_BND) + prefix.summary_BW.unsqueeze(1)
         causal_NN = torch.ones(positions, positions, dtype=torch.bool, device=x_BNW.device).tril()
         read_BNP = prefix.visible_BP.unsqueeze(1).expand(-1, positions, -1)
@@ -112,7 +117,7 @@ class AutoregressiveModel(LatticeModel):
         return torch.stack(digits, -1), probability_BV @ values - digits[-1], confidence_B, logits
 
 
-def loss(s: Session, model: nn.Module, batch: dict[str, Any]) -> Tensor:
+def loss(s: Session, model: nn.Module, batch: dict[str, Any], step: int, total: int) -> Tensor:
     """Cross-entropy of all tokens within the episode given the true ones before them; digits weigh as ours do."""
     assert isinstance(model, AutoregressiveModel)
     layout = model.config.layout
@@ -120,8 +125,9 @@ def loss(s: Session, model: nn.Module, batch: dict[str, Any]) -> Tensor:
     digits_BNSD = layout.fold(digits_BHAD)
     real_BH = torch.from_numpy(~batch["is_pad"])
     asked_BNSD = layout.fold(real_BH[:, :, None, None].expand_as(digits_BHAD))
+    blind = step < min(s.recipe.full_steps, total // 2)  # a short run must not end before it has read a token
     with s.autocast():
-        logits = model.teach(model.encode(*s.inputs(batch)), digits_BNSD)
+        logits = model.teach(model.encode(*s.inputs(batch)), digits_BNSD, blind)
     asked = Corrupted(revealed(digits_BNSD), digits_BNSD, asked_BNSD, ~asked_BNSD, ~asked_BNSD)
     return total_loss(digit_losses(logits, asked))
 

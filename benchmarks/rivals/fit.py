@@ -40,8 +40,8 @@ class Budget:
         return self if self.minutes is None else Budget(minutes=max(self.minutes - seconds / 60, 0.01))
 
 
-Loss = Callable[[Batch, int], Tensor]
-"""(a batch of `vla.data.batches`, its step) -> the loss, a scalar."""
+Loss = Callable[[Batch, int, int], Tensor]
+"""(a batch of `vla.data.batches`, its step, total steps) -> the loss, a scalar."""
 Factor = Callable[[int, int], float]
 """(step, total steps) -> what the optimiser's learning rates are multiplied with."""
 
@@ -78,7 +78,7 @@ def fit(
                 rate_from, rate_step = time.perf_counter(), step
             for group, peak in zip(optimiser.param_groups, peaks, strict=True):
                 group["lr"] = peak * factor(step, total)
-            value = loss(batch, step)
+            value = loss(batch, step, total)
             optimiser.zero_grad(set_to_none=True)
             value.backward()
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip)
@@ -122,7 +122,7 @@ def step_ms(
     times = []
     for step in itertools.islice(itertools.count(), warmup + steps):
         started = time.perf_counter()
-        value = loss(batches.batch(step), step)
+        value = loss(batches.batch(step), step, UNKNOWN)
         optimiser.zero_grad(set_to_none=True)
         value.backward()
         optimiser.step()

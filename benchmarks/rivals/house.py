@@ -84,7 +84,7 @@ class SameNetwork:
 
     model: type[LatticeModel]
     policy: type[Policy]
-    loss: Callable[[Session, nn.Module, dict[str, Any]], Tensor]
+    loss: Callable[[Session, nn.Module, dict[str, Any], int, int], Tensor]
     arrangement: str
 
     def train(self, settings: Settings, folder: Path) -> dict[str, Any]:
@@ -98,7 +98,7 @@ class SameNetwork:
         averaged, facts = fit(
             s.model,
             s.optimiser,
-            lambda batch, step: self.loss(s, s.model, augmented(batch, recipe, s.seed, step)),
+            lambda batch, step, total: self.loss(s, s.model, augmented(batch, recipe, s.seed, step), step, total),
             lambda step, total: s.learning_rate(step, total) / recipe.lr,
             s.batches,
             Budget(settings.minutes, settings.steps),

@@ -81,7 +81,7 @@ class LeRobot:
             trained, facts = fit(
                 policy,
                 preset.build(policy.get_optim_params()),
-                lambda batch, step: loss(augmented(batch, recipe, settings.seed, step), step),
+                lambda batch, step, total: loss(augmented(batch, recipe, settings.seed, step), step, total),
                 Schedule(config),
                 batches,
                 budget.less(quantised_s),
@@ -107,7 +107,7 @@ class LeRobot:
 def loss_of(policy: nn.Module, pre: Any, inputs: Inputs, precision: str) -> Loss:
     """The policy's own loss of a batch of ours, after its own processor."""
 
-    def loss(batch: Batch, step: int) -> Tensor:
+    def loss(batch: Batch, step: int, total: int) -> Tensor:
         prepared = pre(inputs.batch(batch))
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
             return policy.forward(prepared)[0]

@@ -65,7 +65,7 @@ def unscale(scaled_BHA: Tensor, tokenizer: ActionTokenizer) -> Tensor:
     return torch.where(torch.tensor(tokenizer.binary), two, values).float()
 
 
-def loss(s: Session, model: nn.Module, batch: dict[str, Any]) -> Tensor:
+def loss(s: Session, model: nn.Module, batch: dict[str, Any], step: int, total: int) -> Tensor:
     """Mean absolute error of the scaled actions within the episode, a scalar."""
     assert isinstance(model, RegressionModel)
     target_BHA = scale(torch.from_numpy(batch["actions"]), s.tokenizers.action)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures as another camera might have taken them: moved by a few pixels, lighter or darker.
+"""Observations made harder: pictures moved by a few pixels, lighter or darker; the robot's state left out.
 
 Few demonstrations show few places; a policy then learns "this pixel means that far", for these places only. When the
 picture is moved (and the state that says where the hand is, is not), only the distances *within* the picture can be
@@ -28,6 +28,18 @@ def augment(image_BHWC: Tensor, key_B: Tensor, shift: int, light: float, camera:
         gain, offset = contrast_B.view(-1, 1, 1, 1), offset_B.view(-1, 1, 1, 1)
         image_BHWC = ((image_BHWC - 127.5) * gain + (127.5 + offset)).clamp_(0, 255).to(torch.uint8)
     return image_BHWC
+
+
+def hide_some(state_BS: Tensor, key_B: Tensor, fraction: float) -> Tensor:
+    """float (B, S), scaled -> the same, with zeros in the rows of this fraction of the samples.
+
+    Where the hand is says where it has been going: a network may learn to go on, and never to look at what it is going
+    to. Without the state it has to look.
+    """
+    if not fraction:
+        return state_BS
+    keep_B = randomness.uniform(key_B, "state") >= fraction
+    return state_BS * keep_B.unsqueeze(1).to(state_BS.dtype)
 
 
 def _moved(image_BHWC: Tensor, by_B2: Tensor) -> Tensor:
