@@ -91,7 +91,7 @@ def metaworld_mt10_small() -> Recipe:
     """The ten tasks of Meta-World's MT10 in one network, on two CPU cores, from 50 demonstrations a task at 96 px.
 
     `vla reproduce metaworld_mt10_small` should reach 80 % in 60 minutes. The one full run was of an earlier form, whose
-    pictures were moved and whose state was always seen: 43.0 % (38-48, n = 200) after 64 minutes on one core of an Intel
+    pictures were moved and whose state was always seen: 43.0 % (38-48, n = 200) after 64 minutes on a core of an Intel
     Xeon. This form, two layers: 56.7 % (49-64, n = 60) after 9 minutes (LOG.md).
     """
     return Recipe(image_size=96, layers=3, state_dropout=0.5, steps=100_000)
