@@ -72,7 +72,7 @@ def versus(prefix: str, name: str, ours: Found, rival: Found) -> Row:
         "fraction",
         pair.n,
         pair.interval,
-        "ours not worse at 95 %: the interval's upper end is at least 0",
+        "not below 0 at 95 %",
         pair.interval[1] >= 0,
         f"paired, ours minus {name}: only ours solves {pair.only_b}, only {name} {pair.only_a}; "
         f"exact McNemar p = {pair.p_value:.3g}",
