@@ -183,9 +183,9 @@ def test_wheel_keeps_the_name_that_lerobot_looks_for(wheel: zipfile.ZipFile) -> 
     assert re.search(r"^License-Expression: Apache-2.0$", text, re.MULTILINE)
 
 
-def test_wheel_installs_vla_and_nothing_else(wheel: zipfile.ZipFile) -> None:
+def test_wheel_installs_vla_and_the_module_lerobot_looks_for(wheel: zipfile.ZipFile) -> None:
     tops = {name.split("/")[0] for name in wheel.namelist() if ".dist-info/" not in name}
-    assert tops == {"vla"}
+    assert tops == {"vla", "lerobot_policy_lattice"}
     assert {"vla/py.typed", "vla/cli.py", "vla/policy.py"} <= set(wheel.namelist())
     weights = [name for name in wheel.namelist() if name.endswith(".safetensors")]
     assert weights == ["vla/checkpoints/tabletop_nano/model.safetensors"]

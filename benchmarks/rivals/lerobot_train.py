@@ -136,8 +136,10 @@ def faster_precision(
     measured: dict[str, Any] = {}
     for precision in ("float32", "bfloat16"):
         trial = copy.deepcopy(policy)
-        if hasattr(trial, "vqbet"):  # the phase that takes the time
-            trial.vqbet.action_head.vqvae_model.discretized.fill_(True)
+        if hasattr(trial, "vqbet"):  # the phase that takes the time, its quantiser frozen
+            quantiser = trial.vqbet.action_head.vqvae_model.eval()
+            quantiser.discretized.fill_(True)
+            quantiser.vq_layer.freeze_codebook.fill_(True)
         optimiser = trial.config.get_optimizer_preset().build(trial.get_optim_params())
         try:
             ms = step_ms(trial, optimiser, loss_of(trial, pre, inputs, precision), batches, steps)

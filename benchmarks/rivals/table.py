@@ -18,13 +18,12 @@ UNFAIR = (
     "for LeRobot's policies: ours validates on held-out episodes every 500 steps and writes checkpoints on the clock",
     "against LeRobot's policies: their learning rates were chosen in trials of minutes, the rest of their "
     "configuration by hand; our recipe was tuned on this tabletop for weeks",
-    "against ACT, Diffusion and VQ-BeT: they read no language; a code of the sentence is part of their state, so their "
-    "vision does not know the instruction, as ours does",
+    "against ACT, Diffusion and VQ-BeT: they read no language; a code of the sentence is part of their state, so the "
+    "pictures are encoded without it, where ours are encoded for the instruction",
     "against VQ-BeT: it cannot leave out what lies beyond the end of an episode, so it learns the repeated last action",
     "against multi_task_dit: its text encoder is frozen and drawn at random, where its authors have a pretrained CLIP",
-    "against the single-mask, autoregressive and regression rivals: they take the recipe's learning rate and schedule as "
-    "they are, which were tuned for the lattice; the first two also take its first steps with nothing shown, without "
-    "which the autoregressive one hardly looks at the picture",
+    "for ours: the recipe was tuned on the tabletop, and the autoregressive, regression and single-mask rivals take "
+    "its learning rate and schedule as they are",
 )
 """What a reader has to know; in the results file."""
 

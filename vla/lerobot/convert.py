@@ -11,8 +11,6 @@ from typing import Any
 
 from tyro.conf import Positional
 
-from vla import checkpoint, recipes
-
 
 @dataclass(frozen=True)
 class ConvertConfig:
@@ -26,6 +24,8 @@ class ConvertConfig:
 
 def convert(config: ConvertConfig) -> dict[str, Any]:
     """Convert; returns {"out", "to"}. ValueError for a folder that is neither, or an `out` that exists."""
+    from vla import checkpoint
+
     source = checkpoint.resolve(config.source)
     about = source / "config.json"
     if not about.is_file():
@@ -45,6 +45,7 @@ def to_lerobot(source: Path, out: Path) -> None:
     from lerobot.policies.factory import make_pre_post_processors
     from lerobot.utils.constants import ACTION, OBS_IMAGES, OBS_STATE
 
+    from vla import checkpoint
     from vla.lerobot.configuration_lattice import LatticeConfig
     from vla.lerobot.modeling_lattice import LatticePolicy, fitted
     from vla.policy import Policy
@@ -80,6 +81,7 @@ def to_lerobot(source: Path, out: Path) -> None:
 
 def from_lerobot(source: Path, out: Path) -> None:
     """Write our folder for a checkpoint of LeRobot's policy type lattice."""
+    from vla import checkpoint, recipes
     from vla.lerobot.modeling_lattice import LatticePolicy
 
     if json.loads((source / "config.json").read_text()).get("type") != "lattice":
@@ -91,6 +93,8 @@ def from_lerobot(source: Path, out: Path) -> None:
 
 def _recipe(config: dict[str, Any]) -> tuple[str, list[str]]:
     """A recipe's name, and the overrides that make it what the checkpoint was trained with."""
+    from vla import recipes
+
     was = dict(config["recipe"])
     name = was.pop("name")
     now = recipes.to_dict(recipes.get(name))
