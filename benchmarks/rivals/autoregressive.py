@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks.rivals.fit import keys
 from vla.canvas import revealed
 from vla.diffusion.loss import digit_losses, total_loss
 from vla.diffusion.programs import Corrupted
@@ -127,7 +128,7 @@ def loss(s: Session, model: nn.Module, batch: dict[str, Any], step: int, total: 
     asked_BNSD = layout.fold(real_BH[:, :, None, None].expand_as(digits_BHAD))
     blind = step < min(s.recipe.full_steps, total // 2)  # a short run must not end before it has read a token
     with s.autocast():
-        logits = model.teach(model.encode(*s.inputs(batch)), digits_BNSD, blind)
+        logits = model.teach(model.encode(*s.inputs(batch, keys(s.seed, step, batch))), digits_BNSD, blind)
     asked = Corrupted(revealed(digits_BNSD), digits_BNSD, asked_BNSD, ~asked_BNSD, ~asked_BNSD)
     return total_loss(digit_losses(logits, asked))
 

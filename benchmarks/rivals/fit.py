@@ -17,8 +17,6 @@ from torch import Tensor, nn
 
 from vla import randomness
 from vla.data.batches import Batch, Batches
-from vla.recipes import Recipe
-from vla.train.augment import augment
 from vla.train.setup import fit_steps
 
 UNKNOWN = 1_000_000_000
@@ -98,15 +96,9 @@ def fit(
     return averaged, {"steps": len(losses), "train_s": round(seconds, 1), "loss": sum(last) / len(last)}
 
 
-def augmented(batch: Batch, recipe: Recipe, seed: int, step: int) -> Batch:
-    """The batch with its pictures moved and relit as the recipe says, the same way for every contender."""
-    if not recipe.shift and not recipe.light:
-        return batch
-    key_B = randomness.fold(seed, step, torch.arange(len(batch["sample"])))
-    pictures = {c: torch.from_numpy(x) for c, x in batch["images"].items()}
-    return batch | {
-        "images": {c: augment(x, key_B, recipe.shift, recipe.light, c).numpy() for c, x in pictures.items()}
-    }
+def keys(seed: int, step: int, batch: Batch) -> Tensor:
+    """Of a training step's augmentation, int64 (B,): those of `vla train`, so that all see the same pictures."""
+    return randomness.fold(seed, step, torch.arange(len(batch["actions"])))
 
 
 @torch.no_grad()

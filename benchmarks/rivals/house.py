@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.rivals import autoregressive, regression
-from benchmarks.rivals.fit import Budget, augmented, fit
+from benchmarks.rivals.fit import Budget, fit
 from benchmarks.rivals.settings import Settings
 from vla import checkpoint, recipes
 from vla.bench.ladder import VARIANTS
@@ -98,7 +98,7 @@ class SameNetwork:
         averaged, facts = fit(
             s.model,
             s.optimiser,
-            lambda batch, step, total: self.loss(s, s.model, augmented(batch, recipe, s.seed, step), step, total),
+            lambda batch, step, total: self.loss(s, s.model, batch, step, total),
             lambda step, total: s.learning_rate(step, total) / recipe.lr,
             s.batches,
             Budget(settings.minutes, settings.steps),

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.rivals import lerobot_policy
-from benchmarks.rivals.fit import Budget, Loss, augmented, fit, step_ms
+from benchmarks.rivals.fit import Budget, Loss, fit, keys, step_ms
 from benchmarks.rivals.lerobot_clip import NAME, write_clip
 from benchmarks.rivals.lerobot_configs import CONFIGS, READS, make_config, missing
-from benchmarks.rivals.lerobot_data import Inputs, SentenceCode, statistics
+from benchmarks.rivals.lerobot_data import Inputs, SentenceCode, augmented, statistics
 from benchmarks.rivals.lerobot_policy import LeRobotContender, Robot
 from benchmarks.rivals.settings import Settings
 from vla import checkpoint, recipes
@@ -68,7 +68,7 @@ class LeRobot:
         episodes, _ = split_episodes(cache, recipe.holdout, settings.seed)
         batches = Batches(cache, recipe.horizon, recipe.batch_size, settings.seed, episodes)
         inputs = Inputs(cache.cameras, tuple(cache.tasks), code, stacked=config.observation_delta_indices is not None)
-        budget = Budget(settings.minutes, settings.steps)
+        budget, middle = Budget(settings.minutes, settings.steps), cache.state.mean(0)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
             policy = get_policy_class(self.name)(config).train()
@@ -81,7 +81,9 @@ class LeRobot:
             trained, facts = fit(
                 policy,
                 preset.build(policy.get_optim_params()),
-                lambda batch, step, total: loss(augmented(batch, recipe, settings.seed, step), step, total),
+                lambda batch, step, total: loss(
+                    augmented(batch, recipe, keys(settings.seed, step, batch), middle), step, total
+                ),
                 Schedule(config),
                 batches,
                 budget.less(quantised_s),

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from benchmarks.rivals.fit import keys
 from vla.canvas import hidden
 from vla.diffusion.sampler import Trace
 from vla.model import LatticeModel, ModelConfig, Prefix
@@ -70,7 +71,7 @@ def loss(s: Session, model: nn.Module, batch: dict[str, Any], step: int, total: 
     assert isinstance(model, RegressionModel)
     target_BHA = scale(torch.from_numpy(batch["actions"]), s.tokenizers.action)
     with s.autocast():
-        chunk_BHA = model.chunk(model.encode(*s.inputs(batch)))
+        chunk_BHA = model.chunk(model.encode(*s.inputs(batch, keys(s.seed, step, batch))))
     real_BHA = torch.from_numpy(~batch["is_pad"]).unsqueeze(-1).expand_as(target_BHA)
     return (chunk_BHA - target_BHA).abs()[real_BHA].mean()
 

@@ -11,13 +11,16 @@ import torch
 
 from benchmarks.rivals import cells, lerobot_configs, run
 from benchmarks.rivals.autoregressive import AutoregressiveModel
-from benchmarks.rivals.lerobot_data import SentenceCode
+from benchmarks.rivals.fit import keys
+from benchmarks.rivals.lerobot_data import SentenceCode, augmented
 from benchmarks.rivals.regression import RegressionModel, scale, unscale
 from benchmarks.rivals.settings import Settings
 from benchmarks.rivals.table import rows
 from vla.model import ModelConfig
 from vla.policy import Observation
+from vla.recipes import Recipe
 from vla.tokenizers.action import BinTokenizer
+from vla.train.augment import hide_some
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +64,26 @@ def test_a_token_changes_what_comes_after_it_and_nothing_before(decoder, place):
     assert torch.equal(before[0][:, : place + 1], after[0][:, : place + 1])
     assert torch.equal(before[1][:, :place], after[1][:, :place])  # a token's fine digit is given its own coarse one
     assert ((before[0] - after[0]).nan_to_num()[:, place + 1 :].abs().amax((2, 3)) > 1e-6).all()
+
+
+@torch.no_grad()
+def test_blind_positions_read_no_token(decoder):
+    model, prefix, digits = decoder
+    blind, other = model.teach(prefix, digits, blind=True), model.teach(prefix, (digits + 3) % 16, blind=True)
+    assert torch.equal(blind[0], other[0])
+    assert not torch.allclose(blind[0][:, 1:], model.teach(prefix, digits)[0][:, 1:])
+
+
+def test_a_state_that_is_left_out_is_the_mean_and_the_same_samples_as_ours():
+    recipe = Recipe(state_dropout=0.5, light=0.5)
+    state = np.arange(64, dtype=np.float32).reshape(32, 2)
+    batch = {"images": {"front": np.full((32, 4, 4, 3), 100, np.uint8)}, "state": state, "actions": state}
+    key_B, middle = keys(1, 7, batch), state.mean(0)
+    made = augmented(batch, recipe, key_B, middle)
+    hidden = (made["state"] == middle).all(1)
+    assert (hidden == (hide_some(torch.ones(32, 1), key_B, 0.5)[:, 0] == 0).numpy()).all() and 0 < hidden.sum() < 32
+    assert np.allclose(made["state"][~hidden], state[~hidden], atol=1e-4) and (made["images"]["front"] != 100).any()
+    assert (batch["images"]["front"] == 100).all() and augmented(batch, Recipe(), key_B, middle) == batch
 
 
 def test_regression_speaks_the_units_of_the_dataset():
