@@ -38,9 +38,6 @@ SHOWN = {
         "tabletop_ours": "reach and push, six minutes of training on one core each: ours",
         "tabletop_vs_single_mask": "ours minus our network with single-mask diffusion, 8 evaluations",
         "tabletop_vs_regression": "ours minus our network with L1 regression",
-        "tabletop_vs_act": "ours minus LeRobot's ACT",
-        "tabletop_vs_diffusion": "ours minus LeRobot's Diffusion Policy",
-        "tabletop_vs_multi_task_dit": "ours minus LeRobot's multi-task DiT",
     },
     "metaworld_mt10_small": {
         "mt10_success": "Meta-World MT10, one network, 50 demonstrations a task, one core",

@@ -143,6 +143,8 @@ def reproduce(config: ReproduceConfig) -> dict[str, Any]:
         summary = evaluate(eval_config)
 
     rows = _rows(experiment, summary, training, clock.seconds, config)
+    # Where things lie on this machine says nothing to anybody else.
+    recorded, training = ({k: v for k, v in d.items() if k not in ("out", "checkpoint")} for d in (recorded, training))
     facts = {"seconds": clock.seconds, "recorded": recorded, "training": training, "tiers": summary["tiers"]}
     measured = make_results(config.name, rows, {"training": config.seed, "episodes": experiment.list}, {"facts": facts})
     ours = out / f"{config.name}.json"

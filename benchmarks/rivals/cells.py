@@ -84,7 +84,6 @@ def run(settings: Settings, name: str, console: "Console") -> None:
         console.print(f"\n[bold]{name}[/bold]: train", highlight=False)
         facts = of.train(settings, folder) | {"commit": git_commit()}
         write_atomically(folder / "train.json", json.dumps(facts, indent=2) + "\n")
-    torch.set_num_threads(settings.threads)
     console.print(f"[bold]{name}[/bold]: evaluate {settings.episodes} episodes of {settings.suite}", highlight=False)
     config = EvalConfig(
         policy=str(of.weights(folder)),
@@ -101,6 +100,7 @@ def run(settings: Settings, name: str, console: "Console") -> None:
         resume=True,
     )
     evaluate(config, policy=of.load(folder, EVALUATED_ROWS), console=console)
+    torch.set_num_threads(settings.threads)  # evaluation has its own number
     times = latencies_ms(of.load(folder, None), settings, TIMED if not settings.quick else 3)
     write_atomically(folder / "latency.json", json.dumps({"latency_ms": times}) + "\n")
 

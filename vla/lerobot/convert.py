@@ -88,7 +88,7 @@ def from_lerobot(source: Path, out: Path) -> None:
         raise ValueError(f"expected a LeRobot checkpoint of policy type lattice in '{source}'")
     made = LatticePolicy.from_pretrained(source)
     extra = {"recipe": {"name": made.config.recipe, **recipes.to_dict(made.recipe)}, "step": int(made.step)}
-    checkpoint.write_folder(out, lambda folder: made.acting().write(folder, extra))
+    checkpoint.write_folder(out, lambda folder: made.acting.write(folder, extra))
 
 
 def _recipe(config: dict[str, Any]) -> tuple[str, list[str]]:

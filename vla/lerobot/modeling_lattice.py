@@ -30,7 +30,7 @@ from vla.lerobot.configuration_lattice import LatticeConfig
 from vla.model import LatticeModel, ModelConfig
 from vla.policy import Observation, Policy
 from vla.tokenizers import Tokenizers
-from vla.train.augment import augment
+from vla.train.augment import harder
 from vla.train.setup import fit_tokenizers, network, objective, pick_precision
 
 DAMAGE = 0.05
@@ -74,6 +74,12 @@ class LatticePolicy(PreTrainedPolicy):
         missing = [camera for camera in model.cameras if camera not in self._features]
         if missing:
             raise ValueError(f"the checkpoint needs the cameras {list(model.cameras)}; missing: {missing}")
+        sampling = self.recipe.sampling
+        if config.evaluations:
+            sampling = replace(sampling, evaluations=config.evaluations)
+        steps = config.n_action_steps or self.recipe.n_action_steps
+        self.acting = Policy(self.averaged, self.tokenizers, self.fps, sampling, steps, config.seed)
+        """The policy of this project that acts with the averaged weights."""
         self._episode = -1
         self.reset()
 
@@ -92,11 +98,11 @@ class LatticePolicy(PreTrainedPolicy):
         model, step = (self.model, int(self.step)) if self.training else (self.averaged, -1)
         place_B = torch.arange(len(actions_BHA), device=actions_BHA.device) + _rank() * len(actions_BHA)
         key_B = randomness.fold(self.config.seed, step, place_B)
-        images = self._images(batch)
+        images, state_BS = self._images(batch), self.tokenizers.state(batch[OBS_STATE])
         if self.training:
-            images = {c: augment(x, key_B, self.recipe.shift, self.recipe.light, c) for c, x in images.items()}
+            images, state_BS = harder(images, state_BS, key_B, self.recipe)
         with self._autocast(actions_BHA.device):
-            prefix = model.encode(images, self.tokenizers.state(batch[OBS_STATE]), self._words(batch))
+            prefix = model.encode(images, state_BS, self._words(batch))
             parts = objective(model, prefix, self.tokenizers, self.recipe, actions_BHA, pad_BH, key_B, step)
         return parts["loss"], {name: value.item() for name, value in parts.items() if name != "loss"}
 
@@ -116,14 +122,6 @@ class LatticePolicy(PreTrainedPolicy):
         self._queue: deque[Tensor] = deque()
         self._episode += 1
         self._time = 0
-
-    def acting(self) -> Policy:
-        """The policy of this project that acts with the averaged weights."""
-        config, sampling = self.config, self.recipe.sampling
-        if config.evaluations:
-            sampling = replace(sampling, evaluations=config.evaluations)
-        steps = config.n_action_steps or self.recipe.n_action_steps
-        return Policy(self.averaged, self.tokenizers, self.fps, sampling, steps, config.seed)
 
     def supports_rtc(self) -> bool:
         """Committed actions are in-painted, if the action tokenizer is aligned with time."""
@@ -150,15 +148,14 @@ class LatticePolicy(PreTrainedPolicy):
         ]
         keys = [(int(randomness.fold(self._episode, row)), self._time) for row in range(len(observations))]
         committed = self._committed(prev_chunk_left_over, inference_delay or 0, len(observations))
-        chunk = self.acting().decide(observations, keys, committed)
+        chunk = self.acting.decide(observations, keys, committed)
         return torch.from_numpy(chunk.actions_BHA).to(batch[OBS_STATE].device)
 
     @torch.inference_mode()
     def select_action(self, batch: dict[str, Any], **_: Any) -> Tensor:
         """float32 (B, A): the next action; a new chunk is decided when the last one's part has been executed."""
         if not self._queue:
-            steps = self.config.n_action_steps or self.recipe.n_action_steps
-            self._queue.extend(self.predict_action_chunk(batch)[:, :steps].unbind(1))
+            self._queue.extend(self.predict_action_chunk(batch)[:, : self.acting.n_action_steps].unbind(1))
         self._time += 1
         return self._queue.popleft()
 

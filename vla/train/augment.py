@@ -12,6 +12,15 @@ import torch
 from torch import Tensor
 
 from vla import randomness
+from vla.recipes import Recipe
+
+
+def harder(
+    images: dict[str, Tensor], state_BS: Tensor, key_B: Tensor, recipe: Recipe
+) -> tuple[dict[str, Tensor], Tensor]:
+    """What training sees in place of an observation: images a camera, and the scaled state, as the recipe says."""
+    images = {camera: augment(x, key_B, recipe.shift, recipe.light, camera) for camera, x in images.items()}
+    return images, hide_some(state_BS, key_B, recipe.state_dropout)
 
 
 def augment(image_BHWC: Tensor, key_B: Tensor, shift: int, light: float, camera: str) -> Tensor:

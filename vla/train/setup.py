@@ -26,7 +26,7 @@ from vla.model import LatticeModel, ModelConfig, Prefix
 from vla.policy import Policy
 from vla.recipes import Recipe
 from vla.tokenizers import StateScaler, TextTokenizer, Tokenizers, build_action_tokenizer
-from vla.train.augment import augment, hide_some
+from vla.train.augment import harder
 
 
 @dataclass
@@ -57,13 +57,11 @@ class Session:
         return len(self.cache.action)
 
     def inputs(self, batch: dict[str, Any], key_B: Tensor | None = None) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-        """Images, scaled state and words of a numpy batch, on the device. `key_B`: augment the images by it."""
+        """Images, scaled state and words of a numpy batch, on the device. `key_B`: make them harder by it."""
         images = {c: torch.from_numpy(batch["images"][c]).to(self.device) for c in self.cache.cameras}
-        if key_B is not None:
-            images = {c: augment(x, key_B, self.recipe.shift, self.recipe.light, c) for c, x in images.items()}
         state_BS = self.tokenizers.state(torch.from_numpy(batch["state"])).to(self.device)
         if key_B is not None:
-            state_BS = hide_some(state_BS, key_B, self.recipe.state_dropout)
+            images, state_BS = harder(images, state_BS, key_B, self.recipe)
         return images, state_BS, self.words_TL[torch.from_numpy(batch["task_index"])].to(self.device)
 
     def losses(self, batch: dict[str, Any], step: int, model: LatticeModel | None = None) -> dict[str, Tensor]:
