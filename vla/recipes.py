@@ -74,8 +74,8 @@ class Recipe:
 def tabletop_nano() -> Recipe:
     """The tabletop on two CPU cores: 1.0 M parameters, 64 px.
 
-    `vla demo`: 6,000 scenes of reach and push, 4,992 steps in 6.7 minutes on 2 cores of an Intel Xeon (AMX, bfloat16):
-    198/200 on unseen scenes, 0/200 when told about another block. All fifteen tasks: 15,000 scenes, 19,654 steps in 54
+    `vla demo`: 6,000 scenes of reach and push, 4,835 steps in 6.4 minutes on 2 cores of an Intel Xeon (AMX, bfloat16):
+    199/200 on unseen scenes, 0/200 when told about another block. All fifteen tasks: 15,000 scenes, 19,654 steps in 54
     minutes on one core of the same machine: 84.8 % (83-86, n = 600), the shipped checkpoint `tabletop_nano`. The
     corruption of release 0.1 came to 85.7 % (84-87) after 16,839 steps.
     """
