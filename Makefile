@@ -18,6 +18,8 @@ PYTHON ?=
 PYTEST_WORKERS ?= 2
 PYTEST_FLAGS ?=
 DEMO_FLAGS ?=
+LEROBOT_FLAGS ?=
+NEWEST := .venv-newest
 # The demo's clock starts before the installation.
 BEGAN := $(shell date +%s)
 
@@ -78,13 +80,25 @@ $(INSTALLED): requirements.lock pyproject.toml
 
 # --- what people do ---------------------------------------------------------------------------------------------
 
-.PHONY: demo test lint format lock wheel-test clean distclean
+.PHONY: demo test test-lerobot test-lerobot-newest lint format lock wheel-test clean distclean
 demo: $(INSTALLED)  ## check the machine, then record, train, evaluate and report in runs/demo
 	@$(BIN)/vla doctor
 	@VLA_DEMO_BEGAN=$(BEGAN) $(BIN)/vla demo --out runs/demo $(if $(wildcard runs/demo),--resume) $(DEMO_FLAGS)
 
 test: $(INSTALLED)  ## run the tests on CPU (under five minutes, install included)
 	@OMP_NUM_THREADS=1 $(BIN)/pytest -q -n $(PYTEST_WORKERS) $(PYTEST_FLAGS)
+
+# Opt-in: LeRobot's own commands, unpatched, and then the same with the newest LeRobot that the index has.
+test-lerobot: $(INSTALLED)  ## run LeRobot's real commands with policy type lattice (ten minutes)
+	@$(BIN)/python benchmarks/lerobot.py $(LEROBOT_FLAGS)
+
+test-lerobot-newest: $(INSTALLED)  ## the same with the newest LeRobot, in an environment of its own; says what changed
+	@rm -rf $(NEWEST) && "$$($(BIN)/python -c 'import sys; print(sys._base_executable)')" -m venv --without-pip $(NEWEST)
+	@$(UV) pip install --python $(NEWEST)/bin/python --quiet --compile-bytecode -r requirements.lock
+	@$(UV) pip install --python $(NEWEST)/bin/python --quiet --no-deps --no-build-isolation -e .
+	@$(UV) pip install --python $(NEWEST)/bin/python --compile-bytecode --upgrade-package lerobot 'lerobot[dataset]'
+	@$(NEWEST)/bin/python benchmarks/lerobot.py --against benchmarks/results/lerobot.json \
+	  --results runs/lerobot-newest.json $(LEROBOT_FLAGS)
 
 lint: $(INSTALLED)  ## ruff check, ruff format --check, mypy
 	@$(BIN)/ruff check .

@@ -38,7 +38,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
 )
 RANK = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms}
 GROUND = {"tokenizers", "envs", "randomness", "canvas"}
-MAY_IMPORT_LEROBOT = {"lerobot", "data", "eval"}
+MAY_IMPORT_LEROBOT = {"lerobot", "data", "eval", "bench"}
 FILES = sorted((ROOT / "vla").rglob("*.py"))
 
 

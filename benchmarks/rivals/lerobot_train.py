@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -161,8 +162,9 @@ def quantise(policy: Any, pre: Any, inputs: Inputs, cache: FrameCache, batches: 
     """
     preset, started = policy.config.get_optimizer_preset(), time.perf_counter()
     optimiser = preset.build(policy.get_optim_params())
-    blind = Batches(replace(cache, frames={}, cameras=()), batches.horizon, batches.batch_size, batches.seed + 1)
-    blind.samples = batches.samples  # no held-out episode
+    episodes = np.unique(cache.episode_index[batches.samples])  # no held-out one
+    unseen = replace(cache, frames={}, cameras=())
+    blind = Batches(unseen, batches.horizon, batches.batch_size, batches.seed + 1, episodes)
     told, head, step = replace(inputs, cameras=()), policy.vqbet.action_head, 0
     while not head.vqvae_model.discretized.item():
         actions = pre(told.batch(blind.batch(step)))["action"]

@@ -105,6 +105,20 @@ def break_action(root):
     change_parquet(path, action=values.tolist())
 
 
+def lose_frames(root):
+    """A recorder that dropped frames: the clock goes on between two of them."""
+    path = root / "data/chunk-000/file-000.parquet"
+    table = pq.read_table(path)
+    late = np.where(table["frame_index"].to_numpy() >= 3, 0.06, 0.0)
+    change_parquet(path, timestamp=(table["timestamp"].to_numpy() + late).astype(np.float32))
+
+
+def cut_footer(root):
+    """What a recorder leaves that was killed."""
+    path = root / "data/chunk-000/file-001.parquet"
+    path.write_bytes(path.read_bytes()[:-20])
+
+
 def blank_tasks(root):
     table = pq.read_table(root / "meta/tasks.parquet")
     pq.write_table(table.set_column(1, "task", pa.array([""] * len(table))), root / "meta/tasks.parquet")
@@ -130,6 +144,8 @@ def old_version(root):
     ("damage", "message"),
     [
         (break_action, r"'action' has nan in dimension 'dy', episode 0 of .*, frame 4"),
+        (lose_frames, r"'timestamp' .* steps of 1/10 s.*frame 3 of episode 0 is at 0\.360 s: resample"),
+        (cut_footer, r"cannot read '.*file-001\.parquet'.*fetch it again"),
         (blank_tasks, "no language"),
         (lambda root: (root / "meta/tasks.parquet").unlink(), "no language"),
         (cut_video, r"no frame at .* for episode \d+, frame"),

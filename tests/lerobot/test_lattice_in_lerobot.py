@@ -2,16 +2,25 @@
 """Policy type `lattice` inside LeRobot, in one process. LeRobot's own commands: benchmarks/lerobot.py."""
 
 import json
+import shutil
+import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
 from vla import randomness
+from vla.data.lerobot_files import read_tables
 from vla.policy import Observation, Policy
 
 pytest.importorskip("lerobot")
+from lerobot.configs import FeatureType, PolicyFeature
+from lerobot.robots.utils import make_robot_from_config
+
 import lerobot_policy_lattice
 from vla.lerobot.configuration_lattice import LatticeConfig, cosine
 from vla.lerobot.convert import ConvertConfig, convert
@@ -126,3 +135,107 @@ def test_our_environments_are_lerobots():
     assert lerobot_policy_lattice.MetaworldLatticeEnv().features_map["pixels/corner2_mt50"].endswith("corner2_mt50")
     with pytest.raises(ValueError, match="no task or suite reaach"):
         lerobot_policy_lattice.TabletopEnv(task="reaach")
+
+
+def new_policy(root, stats=None):
+    """As lerobot-train makes one from a dataset."""
+    picture, four = PolicyFeature(FeatureType.VISUAL, (3, 32, 32)), PolicyFeature(FeatureType.STATE, (4,))
+    config = LatticeConfig(
+        recipe="tabletop_test",
+        device="cpu",
+        push_to_hub=False,
+        input_features={"observation.images.front": picture, "observation.state": four},
+        output_features={"action": PolicyFeature(FeatureType.ACTION, (4,))},
+    )
+    return LatticePolicy(config, dataset_stats=stats, dataset_meta=SimpleNamespace(root=root, fps=10))
+
+
+def test_a_new_policy_learns_from_a_batch_of_lerobots(tiny_dataset):
+    policy = new_policy(tiny_dataset)
+    batch = {
+        "observation.images.front": torch.rand(8, 3, 48, 64),  # of any size
+        "observation.state": torch.zeros(8, 4),
+        "action": torch.zeros(8, 8, 4),
+        "action_is_pad": torch.zeros(8, 8, dtype=torch.bool),
+        "task": ["reach the red block"] * 8,
+    }
+    before = [p.clone() for p in policy.averaged.parameters()]
+    optimiser = torch.optim.AdamW(policy.get_optim_params(), lr=1e-2)
+    losses = []
+    for _ in range(12):
+        loss, parts = policy.forward(batch)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        policy.update()
+        losses.append(loss.item())
+    assert losses[-1] < 0.7 * losses[0] and set(parts) == {"loss_coarse", "loss_fine", "loss_quality"}
+    assert int(policy.step) == 12 and any(not p.equal(q) for p, q in zip(before, policy.averaged.parameters()))
+    assert policy.eval().forward(batch)[0].isfinite()
+
+
+def test_stored_quantiles_that_leave_out_part_of_the_data_are_told_with_their_damage(tiny_dataset):
+    actions = read_tables(tiny_dataset).action
+    true = {"action": {"q01": np.quantile(actions, 0.01, 0), "q99": np.quantile(actions, 0.99, 0)}}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        new_policy(tiny_dataset, true)
+    narrow = {"action": {name: value / 3 for name, value in true["action"].items()}}
+    with pytest.warns(UserWarning, match=r"\d\d % of the action values lie beyond the quantiles"):
+        new_policy(tiny_dataset, narrow)
+
+
+def spoil(root, column, change):
+    for path in (root / "data").rglob("*.parquet"):
+        table = pq.read_table(path)
+        values = change(np.array(table[column].to_pylist()))
+        pq.write_table(table.set_column(table.column_names.index(column), column, pa.array(values.tolist())), path)
+
+
+def nan(values):
+    values[3, 1] = np.nan
+    return values
+
+
+def constant(values):
+    values[:, 2] = 0.5
+    return values
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda root: (root / "meta/tasks.parquet").unlink(), r"no language.*lerobot-edit-dataset"),
+        (lambda root: spoil(root, "action", nan), r"'action' has nan in dimension 'dy'"),
+        (lambda root: spoil(root, "action", constant), r"action 'dz' is constant \(0\.5\).*drop the dimension"),
+        (lambda root: spoil(root, "timestamp", lambda t: t * 1.5), r"'timestamp'.*resample"),
+        (lambda root: next((root / "data").rglob("*.parquet")).write_bytes(b"PAR1 half"), r"cannot read.*fetch it"),
+    ],
+)
+def test_broken_datasets_are_refused_before_training_begins(tiny_dataset, tmp_path, damage, message):
+    root = tmp_path / "copy"
+    shutil.copytree(tiny_dataset, root, ignore=shutil.ignore_patterns("videos"))
+    damage(root)
+    with pytest.raises(ValueError, match=message):
+        new_policy(root)
+
+
+def test_the_simulated_robot_does_what_it_is_told(tmp_path):
+    outcome = tmp_path / "outcome.json"
+    robot = make_robot_from_config(lerobot_policy_lattice.TabletopRobotConfig(image_size=32, outcome=outcome))
+    robot.connect()
+    before = robot.get_observation()
+    assert before["front"].shape == robot.observation_features["front"] == (32, 32, 3)
+    executed = robot.send_action(dict.fromkeys(robot.action_features, 3.0))
+    assert set(executed.values()) == {1.0}  # more than it can
+    after = robot.get_observation()
+    assert after["hand_x.pos"] > before["hand_x.pos"] and set(after) == set(robot.observation_features)
+    for _ in range(60):
+        robot.send_action(dict.fromkeys(robot.action_features, 0.0))
+    robot.disconnect()
+    assert not robot.is_connected
+    happened = json.loads(outcome.read_text())
+    assert happened["actions"] == 61 and happened["episodes"] >= 1 and happened["successes"] == 0
+    silent = make_robot_from_config(lerobot_policy_lattice.TabletopRobotConfig(instruction="dance", image_size=16))
+    with pytest.raises(ValueError, match=r"does not say 'dance' in \d+ scenes; it says, for example, '"):
+        silent.connect()

@@ -4,14 +4,15 @@
 There is no sampler state to save: a resumed run asks for the batch of the step where it is and gets what an
 uninterrupted run would have got, whatever the number of threads. Samples are drawn without replacement: the
 stream of samples is one permutation of all of them after the other, and batch k takes the places from k B on,
-so that every sample occurs once in an epoch even if the batch size does not divide their number.
+so that every sample occurs once in an epoch even if the batch size does not divide their number. With weights, each
+dataset of a mixture has a stream of its own, and its share of every batch.
 """
 
 import queue
 import threading
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,28 +28,49 @@ def _generator(seed: int, stream: str, counter: int = 0) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(sequence))
 
 
-def split_episodes(cache: FrameCache, holdout_fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Split the episodes of `cache` at random, a function of `seed`.
+def split_episodes(
+    cache: FrameCache, holdout_fraction: float, seed: int, chosen: str = ""
+) -> tuple[np.ndarray, np.ndarray]:
+    """Split the episodes of `cache`, or those that are `chosen` ("0:450,500"), at random, a function of `seed`.
 
     Returns (training, held out), int64, sorted. At least one is held out if `holdout_fraction` > 0 and there
     are two. Frames of one episode are nearly the same, so frames must not be split. ValueError unless 0 <=
-    fraction < 1.
+    fraction < 1, and for episodes that do not exist.
     """
     if not 0 <= holdout_fraction < 1:
         raise ValueError(f"expected a holdout_fraction in [0, 1), got {holdout_fraction}")
-    n = len(cache.episode_from)
+    episodes = _chosen(chosen, len(cache.episode_from))
+    n = len(episodes)
     held = round(n * holdout_fraction)
     if holdout_fraction > 0:
         held = min(max(held, 1), n - 1)
-    order = _generator(seed, "split").permutation(n)
+    order = episodes[_generator(seed, "split").permutation(n)]
     return np.sort(order[held:]), np.sort(order[:held])
+
+
+def _chosen(text: str, n: int) -> np.ndarray:
+    """ "0:3,7" -> 0, 1, 2, 7; "" -> all n."""
+    if not text:
+        return np.arange(n)
+    numbers: set[int] = set()
+    for piece in text.split(","):
+        try:
+            first, _, last = piece.partition(":")
+            some = range(int(first or 0), int(last or n) if ":" in piece else int(first) + 1)
+        except ValueError:
+            some = range(0)
+        if not some or some.start < 0 or some.stop > n:
+            raise ValueError(f"expected episodes such as '0:{n}' or '0,2,5', in 0 .. {n - 1}, got '{text}'")
+        numbers.update(some)
+    return np.array(sorted(numbers))
 
 
 class Batches:
     """Samples are frames with the chunk of actions that begins there.
 
-    `horizon`: actions in a chunk. `episodes`: which to draw from; None: all. Attributes: samples (global
-    frame ids), steps_per_epoch. ValueError for numbers < 1 or no episodes.
+    `horizon`: actions in a chunk. `episodes`: which to draw from; None: all. `weights`: of the datasets that were
+    joined, which share of the samples comes from each; none: as many as it has frames. Attributes: samples (global
+    frame ids), steps_per_epoch. ValueError for numbers < 1, no episodes, or weights that cannot be.
     """
 
     def __init__(
@@ -58,6 +80,7 @@ class Batches:
         batch_size: int,
         seed: int,
         episodes: np.ndarray | None = None,
+        weights: Sequence[float] = (),
     ) -> None:
         if horizon < 1 or batch_size < 1:
             raise ValueError(f"expected horizon >= 1 and batch_size >= 1, got {horizon} and {batch_size}")
@@ -69,31 +92,59 @@ class Batches:
         self.cache, self.horizon, self.batch_size, self.seed = cache, horizon, batch_size, seed
         self.samples = np.concatenate([np.arange(cache.episode_from[e], cache.episode_to[e]) for e in chosen])
         self.steps_per_epoch = len(self.samples) / batch_size
+        self._streams, self._until = self._shares(weights)
         # Plain views: indexing the memmap class itself costs a Python call for each array made.
-        self._frames = {camera: frames.view(np.ndarray) for camera, frames in cache.frames.items()}
+        self._frames = {
+            camera: frames.view(np.ndarray) if isinstance(frames, np.ndarray) else frames
+            for camera, frames in cache.frames.items()
+        }
         self._last_frame = cache.episode_to - 1
         self._chunk = np.arange(horizon)
-        self._orders: dict[int, np.ndarray] = {}
+        self._orders: list[dict[int, np.ndarray]] = [{} for _ in self._streams]
 
-    def _order(self, epoch: int) -> np.ndarray:
+    def _shares(self, weights: Sequence[float]) -> tuple[list[np.ndarray], np.ndarray]:
+        """The samples of each stream, and the streams' shares added up: 0, ..., 1."""
+        if not weights:
+            return [self.samples], np.array([0.0, 1.0])
+        parts = len(self.cache.parts)
+        if len(weights) != parts or not all(0 < w < np.inf for w in weights):
+            raise ValueError(f"expected {parts} weights > 0, one for each dataset, got {list(weights)}")
+        shares = np.array(weights, float) / sum(weights)
+        if shares.min() * self.batch_size < 1:
+            raise ValueError(
+                f"a dataset of weight {min(weights):g} out of {sum(weights):g} gets less than one sample of a batch of "
+                f"{self.batch_size}: raise its weight or the batch size"
+            )
+        streams = np.split(self.samples, np.searchsorted(self.samples, self.cache.parts[1:]))
+        if empty := [number for number, stream in enumerate(streams) if not len(stream)]:
+            raise ValueError(f"no episodes to draw from in dataset {empty[0]} of the {parts} that are mixed")
+        return streams, np.append(0.0, np.cumsum(shares)[:-1].tolist() + [1.0])
+
+    def _order(self, stream: int, epoch: int) -> np.ndarray:
         """The permutation of an epoch. The last few are kept: a prefetching thread may be an epoch ahead."""
-        order = self._orders.get(epoch)
+        order = self._orders[stream].get(epoch)
         if order is None:
-            order = _generator(self.seed, "epoch", epoch).permutation(len(self.samples))
-            kept = list(self._orders.items())[-2:]
-            self._orders = dict([*kept, (epoch, order)])
+            name = f"epoch {stream}" if stream else "epoch"
+            order = _generator(self.seed, name, epoch).permutation(len(self._streams[stream]))
+            kept = list(self._orders[stream].items())[-2:]
+            self._orders[stream] = dict([*kept, (epoch, order)])
         return order
+
+    def _drawn(self, step: int) -> np.ndarray:
+        """How many samples of each stream the batches before `step` had. Rounded such that the sum is exact."""
+        return np.diff(np.floor(step * self.batch_size * self._until + 0.5).astype(np.int64))
 
     def sample_ids(self, step: int) -> np.ndarray:
         """The global frame ids of batch `step` >= 0, int64 (B,)."""
         if step < 0:
             raise ValueError(f"expected a step >= 0, got {step}")
-        n, ids = len(self.samples), []
-        place, end = step * self.batch_size, (step + 1) * self.batch_size
-        while place < end:
-            epoch, offset = divmod(place, n)
-            ids.append(self.samples[self._order(epoch)[offset : offset + end - place]])
-            place += len(ids[-1])
+        ids = []
+        places = zip(self._streams, self._drawn(step), self._drawn(step + 1), strict=True)
+        for stream, (samples, place, end) in enumerate(places):
+            while place < end:
+                epoch, offset = divmod(int(place), len(samples))
+                ids.append(samples[self._order(stream, epoch)[offset : offset + end - place]])
+                place += len(ids[-1])
         return np.concatenate(ids)
 
     def batch(self, step: int) -> Batch:

@@ -48,8 +48,8 @@ class FrameCache:
 
     path: Path
     """the cache's folder"""
-    frames: dict[str, np.memmap]
-    """camera -> uint8 (N, H, W, 3), read-only"""
+    frames: dict[str, Any]
+    """camera -> uint8 (N, H, W, 3), read-only: np.memmap, or vla.data.mixture.JoinedFrames"""
     state: np.ndarray
     """float32 (N, S), in the dataset's units"""
     action: np.ndarray
@@ -75,6 +75,8 @@ class FrameCache:
     meta: dict[str, Any]
     """{"root": str, "info": meta/info.json, "episodes": {further columns of meta/episodes: list of length E}}
     """
+    parts: tuple[int, ...] = (0,)
+    """first frame of each dataset, where several were joined (vla.data.mixture)"""
 
     def __len__(self) -> int:
         return len(self.action)

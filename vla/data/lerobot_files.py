@@ -22,6 +22,8 @@ import pyarrow.parquet as pq
 
 from vla.data.shard import check_finite
 
+UNEVEN = 0.25
+"""Timestamps may be off by this fraction of a frame."""
 _STANDARD = re.compile(r"^(stats|videos|data|meta)/|^(episode_index|tasks|length|dataset_(from|to)_index)$")
 
 
@@ -267,6 +269,16 @@ def _check(t: LeRobotFiles) -> None:
             episode = t.episode_index[bad[0]]
             rows = slice(t.episode_from[episode], t.episode_to[episode])
             check_finite(values[rows], name, names, f"episode {episode} of the dataset '{t.root}'")
+    late_s = t.timestamp - t.frame_index / t.fps
+    late_s -= late_s[t.episode_from][t.episode_index]  # episodes cut out of longer ones begin anywhere
+    if (bad := np.flatnonzero(np.abs(late_s) > UNEVEN / t.fps)).size:
+        frame = bad[0]
+        raise ValueError(
+            f"expected the feature 'timestamp' of the dataset '{t.root}' to count in steps of 1/{t.fps:g} s, as "
+            f"meta/info.json says; frame {t.frame_index[frame]} of episode {t.episode_index[frame]} is at "
+            f"{t.timestamp[frame]:.3f} s: resample the recording to an even rate, since an action means so far in so "
+            "many seconds"
+        )
     if t.task_index.min() < 0 or t.task_index.max() >= len(t.tasks):
         raise ValueError(f"task_index {t.task_index.max()} of the dataset '{t.root}' has no row in meta/tasks.parquet")
     for task in np.unique(t.task_index):

@@ -11,10 +11,14 @@ from typing import Any
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Train a policy on a LeRobotDataset (v3): a local folder or a hub repository id."""
+    """Train a policy on LeRobotDatasets (v3): local folders or hub repository ids."""
 
-    dataset: str
-    """Folder of the dataset, or a hub repository id."""
+    dataset: str | tuple[str, ...]
+    """Folder of the dataset, or a hub repository id. Several are mixed."""
+    weights: tuple[float, ...] = ()
+    """Which share of the samples comes from each of several datasets, e.g. 3 1; none: as many as it has frames."""
+    episodes: str = ""
+    """Which episodes to learn from, e.g. 0:450,500; none: all. Numbers go on through several datasets."""
     out: Path = Path("runs/train")
     """Run folder: checkpoints/, metrics.jsonl, tensorboard/."""
     recipe: str = "tabletop_nano"
@@ -45,7 +49,7 @@ class TrainConfig:
 
 FIT_FROM, FIT_AGAIN = 40, 1000
 """Steps after which the total is first cut to what fits into the minutes, and then again: a machine that became slower
-must not make it late. A resumed run keeps the total it had."""
+must not make it late, nor one that was slow for a while end it early. A resumed run keeps the total it had."""
 
 
 def train(config: TrainConfig) -> dict[str, Any]:
@@ -72,7 +76,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         shutil.rmtree(run)
     recipe = recipes.get(config.recipe, config.set)
     s = build(config, recipe)  # dataset cache, batches, tokenizers, model, optimiser, averaged weights
-    total = config.steps or recipe.steps
+    total = limit = config.steps or recipe.steps
     start, best_resume = 0, steps_in(run)[-1:] if config.resume else []
     if config.resume and not best_resume:
         raise ValueError(f"nothing to resume in '{run}': no complete checkpoint; drop --resume to start")
@@ -107,7 +111,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
                 break
             if config.minutes and start < FIT_FROM and (step == FIT_FROM or (step and step % FIT_AGAIN == 0)):
                 measured, seconds = step - rate_step, time.perf_counter() - rate_from
-                total = fit_steps(measured, seconds, config.minutes, began, step, total)
+                total = fit_steps(measured, seconds, config.minutes, began, step, limit)
                 metrics.total = total
             if step == start + 10 or (step and step % FIT_AGAIN == 0):
                 rate_from, rate_step = time.perf_counter(), step

@@ -21,6 +21,7 @@ from vla import checkpoint, randomness, recipes
 from vla.data.batches import Batches, split_episodes
 from vla.data.cache import FrameCache, open_cache
 from vla.data.lerobot_files import LeRobotFiles
+from vla.data.mixture import join
 from vla.diffusion import corrupt, losses, total_loss
 from vla.model import LatticeModel, ModelConfig, Prefix
 from vla.policy import Policy
@@ -188,8 +189,10 @@ def build(config: Any, recipe: Recipe) -> Session:
     torch.set_num_threads(config.threads or len(os.sched_getaffinity(0)))
     name = config.device if config.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
     device = torch.device(name)
-    cache = open_cache(config.dataset, image_size=recipe.image_size)
-    train_episodes, val_episodes = split_episodes(cache, recipe.holdout, config.seed)
+    names = (config.dataset,) if isinstance(config.dataset, str) else config.dataset
+    cache = join([open_cache(name, image_size=recipe.image_size) for name in names])
+    train_episodes, val_episodes = split_episodes(cache, recipe.holdout, config.seed, config.episodes)
+    batches = Batches(cache, recipe.horizon, recipe.batch_size, config.seed, train_episodes, config.weights)
     tokenizers = fit_tokenizers(recipe, cache)
     model_config = network(recipe, tokenizers, cache.cameras)
     with torch.random.fork_rng(devices=[]):
@@ -212,7 +215,7 @@ def build(config: Any, recipe: Recipe) -> Session:
         cache=cache,
         train_episodes=train_episodes,
         val_episodes=val_episodes,
-        batches=Batches(cache, recipe.horizon, recipe.batch_size, config.seed, train_episodes),
+        batches=batches,
         tokenizers=tokenizers,
         words_TL=torch.from_numpy(tokenizers.text.encode(cache.tasks)),
         model=model,
@@ -228,10 +231,10 @@ def pick_precision(wanted: str, device: torch.device) -> str:
     return "bfloat16" if fast else "float32"
 
 
-def fit_steps(steps: int, seconds: float, minutes: float, began: float, step: int, total: int) -> int:
-    """How many steps fit into `minutes` of wall-clock since `began`, at the measured rate; never more than `total`."""
+def fit_steps(steps: int, seconds: float, minutes: float, began: float, step: int, limit: int) -> int:
+    """How many steps fit into `minutes` of wall-clock since `began`, at the measured rate; never more than `limit`."""
     left_s = minutes * 60 - (time.perf_counter() - began)
-    return max(step + 1, min(total, step + int(0.98 * left_s * steps / seconds)))
+    return max(step + 1, min(limit, step + int(0.98 * left_s * steps / seconds)))
 
 
 def save(run: Path, s: Session, config: Any, step: int, total: int, validation: dict[str, float]) -> Path:
