@@ -8,8 +8,8 @@ Every row is one or more commands of LeRobot's, run as a user would, and what is
   train          lerobot-train on a dataset of `vla record`: the loss falls
   resume         half of it, then --resume: the same weights as without an interruption, bit for bit
   finetune       --policy.path, on other tasks: begins below where a new policy begins, and falls
-  train_images   a dataset of LeRobot's own writer: pictures, two cameras of different sizes, --dataset.episodes, held-out
-                 loss; and the same one streamed
+  train_images   a dataset of LeRobot's own writer: pictures, two cameras of different sizes, --dataset.episodes, and a
+                 loss of held-out episodes; the same one streamed; and with plans in LeRobot's language columns
   eval           lerobot-eval on our tabletop, the shipped checkpoint
   eval_metaworld lerobot-eval on our Meta-World and on LeRobot's own
   rollout_*      lerobot-rollout with our simulated robot: actions come at the rate asked for, and blocks are reached
@@ -165,11 +165,16 @@ class Bench:
             write_images(root)
         how = {"policy__type": "lattice", "policy__recipe": "tabletop_test", "log_freq": 2, "batch_size": 8}
         how |= {"dataset__repo_id": "lattice/images", "dataset__root": root}
+        annotated = self.folder / "data-annotated"
+        if not annotated.exists():
+            shutil.copytree(root, annotated)
+            annotate(annotated)
         rows = []
         held_out = {"dataset__episodes": "[0,1,3,5]", "dataset__eval_split": 0.25, "eval_steps": 4}
         for name, options, note in (
             ("train_images", held_out, "images, two cameras of 48 and 64 px, 4 of 6 episodes, one held out"),
             ("train_streaming", {"dataset__streaming": "true"}, "the same, streamed from its folder"),
+            ("train_language", {"dataset__root": annotated}, "the same with plans and subtasks in language columns"),
         ):
             shutil.rmtree(self.folder / f"run-{name}", ignore_errors=True)
             _, losses = self.train(name, steps=8, **how | options)
@@ -228,9 +233,9 @@ class Bench:
 
     def row_roundtrip_bit_identical(self) -> list[Row]:
         """What lerobot-train wrote acts the same as LeRobot's, as ours, and as LeRobot's again."""
-        import lerobot_policy_lattice  # noqa: F401 (registers the policy)
         import torch
 
+        import lerobot_policy_lattice  # noqa: F401 (registers the policy)
         from vla import randomness
         from vla.data.cache import open_cache
         from vla.lerobot.modeling_lattice import LatticePolicy
@@ -256,8 +261,9 @@ class Bench:
         keys = [(int(randomness.fold(policy._episode, row)), 0) for row in range(len(frames))]
         chunks.append(Policy.load(ours).act(observations, keys))
         differing = int(sum((chunk != chunks[0]).sum() for chunk in chunks[1:]))
-        return [Row("roundtrip_bit_identical", differing, "values", chunks[0].size, goal="0", passes=differing == 0,
-                    note="action values that differ between LeRobot's checkpoint, ours made of it, and back")]  # fmt: skip
+        note = "action values that differ between LeRobot's checkpoint, ours made of it, and back"
+        passes = differing == 0
+        return [Row("roundtrip_bit_identical", differing, "values", chunks[0].size, goal="0", passes=passes, note=note)]
 
 
 def write_images(root: Path) -> None:
@@ -280,6 +286,23 @@ def write_images(root: Path) -> None:
                               | {"task": f"sort the parts, tray {episode % 2}"})  # fmt: skip
         dataset.save_episode()
     dataset.finalize()
+
+
+def annotate(root: Path) -> None:
+    """Plans and subtasks in the columns that LeRobot has for them, by its own writer."""
+    from lerobot.annotations.steerable_pipeline.executor import Executor
+    from lerobot.annotations.steerable_pipeline.reader import iter_episodes
+    from lerobot.annotations.steerable_pipeline.staging import EpisodeStaging
+    from lerobot.annotations.steerable_pipeline.writer import LanguageColumnsWriter
+
+    episodes = list(iter_episodes(root))
+    with tempfile.TemporaryDirectory() as staging:
+        for episode in episodes:
+            said = {"role": "assistant", "timestamp": 0.0}
+            rows = [{**said, "style": style, "content": f"{style}: take a part"} for style in ("plan", "subtask")]
+            EpisodeStaging(Path(staging), episode.episode_index).write("plan", rows)
+        LanguageColumnsWriter().write_all(episodes, Path(staging), root)
+    Executor._ensure_annotation_metadata_in_info(root)
 
 
 def changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:

@@ -2,6 +2,7 @@
 """Policy type `lattice` inside LeRobot, in one process. LeRobot's own commands: benchmarks/lerobot.py."""
 
 import json
+import re
 import shutil
 import warnings
 from pathlib import Path
@@ -170,8 +171,17 @@ def test_a_new_policy_learns_from_a_batch_of_lerobots(tiny_dataset):
         policy.update()
         losses.append(loss.item())
     assert losses[-1] < 0.7 * losses[0] and set(parts) == {"loss_coarse", "loss_fine", "loss_quality"}
-    assert int(policy.step) == 12 and any(not p.equal(q) for p, q in zip(before, policy.averaged.parameters()))
+    assert int(policy.step) == 12
+    assert any(not p.equal(q) for p, q in zip(before, policy.averaged.parameters(), strict=True))
     assert policy.eval().forward(batch)[0].isfinite()
+
+
+def test_peft_is_pointed_at_layers_that_there_are(converted):
+    policy = LatticePolicy.from_pretrained(converted)
+    targets = re.compile(policy._get_default_peft_targets()["target_modules"])
+    linear = [name for name, module in policy.named_modules() if isinstance(module, torch.nn.Linear)]
+    adapted = [name for name in linear if targets.fullmatch(name)]
+    assert len(adapted) == 4 * policy.recipe.layers and not any(name.startswith("averaged") for name in adapted)
 
 
 def test_stored_quantiles_that_leave_out_part_of_the_data_are_told_with_their_damage(tiny_dataset):

@@ -117,7 +117,7 @@ def run(config: BenchConfig) -> dict[str, Any]:
                 rows.append(Row("cache_build_fps", build, "1/s", n, goal=f">= {GOAL_BUILD}", passes=build >= GOAL_BUILD,
                                 note=f"LeRobot's video decoded into the cache, {size} px, {cores} cores"))  # fmt: skip
             with Batches(cache, HORIZON, BATCH, 0).prefetch(0, depth=3) as prefetch:
-                fps[f"cache_fps_{size}"] = rate(lambda: next(prefetch), seconds)  # noqa: B023 (called at once)
+                fps[f"cache_fps_{size}"] = rate(lambda: next(prefetch), seconds)
     for size in sizes:
         ours, mib = fps[f"cache_fps_{size}"], size * size * 3 * 1e4 / 2**20
         rows.append(Row(f"cache_fps_{size}", ours, "1/s", n, note=f"{mib:.0f} MiB for 10,000 frames, mapped: the "

@@ -118,7 +118,7 @@ class Batches:
         streams = np.split(self.samples, np.searchsorted(self.samples, self.cache.parts[1:]))
         if empty := [number for number, stream in enumerate(streams) if not len(stream)]:
             raise ValueError(f"no episodes to draw from in dataset {empty[0]} of the {parts} that are mixed")
-        return streams, np.append(0.0, np.cumsum(shares)[:-1].tolist() + [1.0])
+        return streams, np.array([0.0, *np.cumsum(shares)[:-1], 1.0])
 
     def _order(self, stream: int, epoch: int) -> np.ndarray:
         """The permutation of an epoch. The last few are kept: a prefetching thread may be an epoch ahead."""
