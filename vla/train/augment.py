@@ -18,19 +18,27 @@ from vla.recipes import Recipe
 def harder(
     images: dict[str, Tensor], state_BS: Tensor, key_B: Tensor, recipe: Recipe
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """What training sees in place of an observation: images a camera, and the scaled state, as the recipe says."""
-    images = {camera: augment(x, key_B, recipe.shift, recipe.light, camera) for camera, x in images.items()}
-    return images, hide_some(state_BS, key_B, recipe.state_dropout)
+    """What training sees in place of an observation: images a camera, and the scaled state, as the recipe says.
+
+    Where some samples hide the state, only their pictures are moved: a state that is seen says where the hand is.
+    """
+    hidden_B = hidden(key_B, recipe.state_dropout)
+    moved_B = hidden_B if recipe.state_dropout else ~hidden_B
+    images = {camera: augment(x, key_B, recipe.shift, recipe.light, camera, moved_B) for camera, x in images.items()}
+    return images, state_BS * (~hidden_B).unsqueeze(1).to(state_BS.dtype) if recipe.state_dropout else state_BS
 
 
-def augment(image_BHWC: Tensor, key_B: Tensor, shift: int, light: float, camera: str) -> Tensor:
+def augment(
+    image_BHWC: Tensor, key_B: Tensor, shift: int, light: float, camera: str, moved_B: Tensor | None = None
+) -> Tensor:
     """uint8 (B, H, W, 3) -> the same, each sample in its own way: a pure function of (image, key, camera).
 
     `shift`: at most so many pixels up, down, left and right; the border is repeated. `light`: contrast and brightness
-    change by up to this fraction. 0 changes nothing.
+    change by up to this fraction. 0 changes nothing. `moved_B`: bool, which samples are moved; None: all.
     """
     if shift:
-        image_BHWC = _moved(image_BHWC, randomness.integers(key_B, f"shift {camera}", 2 * shift + 1, 2) - shift)
+        by_B2 = randomness.integers(key_B, f"shift {camera}", 2 * shift + 1, 2) - shift
+        image_BHWC = _moved(image_BHWC, by_B2 if moved_B is None else by_B2 * moved_B.unsqueeze(1))
     if light:
         draw_B2 = randomness.uniform(key_B, f"light {camera}", 2).to(torch.float32) * 2 - 1
         contrast_B, offset_B = (1 + light * draw_B2[:, 0]), 255 * light * draw_B2[:, 1] / 2
@@ -39,16 +47,13 @@ def augment(image_BHWC: Tensor, key_B: Tensor, shift: int, light: float, camera:
     return image_BHWC
 
 
-def hide_some(state_BS: Tensor, key_B: Tensor, fraction: float) -> Tensor:
-    """float (B, S), scaled -> the same, with zeros in the rows of this fraction of the samples.
+def hidden(key_B: Tensor, fraction: float) -> Tensor:
+    """Which samples do not see the state, bool (B,): this fraction of them.
 
     Where the hand is says where it has been going: a network may learn to go on, and never to look at what it is going
     to. Without the state it has to look.
     """
-    if not fraction:
-        return state_BS
-    keep_B = randomness.uniform(key_B, "state") >= fraction
-    return state_BS * keep_B.unsqueeze(1).to(state_BS.dtype)
+    return randomness.uniform(key_B, "state") < fraction
 
 
 def _moved(image_BHWC: Tensor, by_B2: Tensor) -> Tensor:
