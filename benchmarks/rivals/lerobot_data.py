@@ -23,7 +23,7 @@ from torch import Tensor
 from vla.data.batches import Batch
 from vla.data.cache import FrameCache
 from vla.recipes import Recipe
-from vla.train.augment import augment, hide_some
+from vla.train.augment import harder
 
 IMAGE, STATE, ACTION = "observation.images.", "observation.state", "action"
 FRAMES_FOR_STATISTICS = 4000
@@ -102,15 +102,12 @@ def augmented(batch: Batch, recipe: Recipe, key_B: Tensor, middle_S: np.ndarray)
 
     A state that is left out is the mean one, `middle_S`; the instruction, which is appended later, stays.
     """
-    changed = dict(batch)
-    if recipe.shift or recipe.light:
-        pictures = {c: torch.from_numpy(x) for c, x in batch["images"].items()}
-        moved = {c: augment(x, key_B, recipe.shift, recipe.light, c) for c, x in pictures.items()}
-        changed["images"] = {c: x.numpy() for c, x in moved.items()}
-    if recipe.state_dropout:
-        from_middle_BS = torch.from_numpy(batch["state"] - middle_S)
-        changed["state"] = middle_S + hide_some(from_middle_BS, key_B, recipe.state_dropout).numpy()
-    return changed
+    if not (recipe.shift or recipe.light or recipe.state_dropout):
+        return batch
+    pictures = {c: torch.from_numpy(x) for c, x in batch["images"].items()}
+    pictures, from_middle_BS = harder(pictures, torch.from_numpy(batch["state"] - middle_S), key_B, recipe)
+    images = {c: x.numpy() for c, x in pictures.items()}
+    return batch | {"images": images, "state": middle_S + from_middle_BS.numpy()}
 
 
 def statistics(cache: FrameCache, code: SentenceCode | None) -> dict[str, dict[str, Tensor]]:

@@ -20,7 +20,7 @@ from vla.model import ModelConfig
 from vla.policy import Observation
 from vla.recipes import Recipe
 from vla.tokenizers.action import BinTokenizer
-from vla.train.augment import hide_some
+from vla.train.augment import hidden
 
 
 @pytest.fixture(scope="module")
@@ -80,9 +80,9 @@ def test_a_state_that_is_left_out_is_the_mean_and_the_same_samples_as_ours():
     batch = {"images": {"front": np.full((32, 4, 4, 3), 100, np.uint8)}, "state": state, "actions": state}
     key_B, middle = keys(1, 7, batch), state.mean(0)
     made = augmented(batch, recipe, key_B, middle)
-    hidden = (made["state"] == middle).all(1)
-    assert (hidden == (hide_some(torch.ones(32, 1), key_B, 0.5)[:, 0] == 0).numpy()).all() and 0 < hidden.sum() < 32
-    assert np.allclose(made["state"][~hidden], state[~hidden], atol=1e-4) and (made["images"]["front"] != 100).any()
+    left_out = (made["state"] == middle).all(1)
+    assert (left_out == hidden(key_B, 0.5).numpy()).all() and 0 < left_out.sum() < 32
+    assert np.allclose(made["state"][~left_out], state[~left_out], atol=1e-4) and (made["images"]["front"] != 100).any()
     assert (batch["images"]["front"] == 100).all() and augmented(batch, Recipe(), key_B, middle) == batch
 
 

@@ -2,7 +2,8 @@
 import torch
 
 from vla import randomness
-from vla.train.augment import augment
+from vla.recipes import Recipe
+from vla.train.augment import augment, harder, hidden
 
 
 def keys(*numbers):
@@ -41,3 +42,15 @@ def test_light_scales_and_offsets_a_whole_picture():
     assert middle.min() < 112 and middle.max() > 143  # up to a tenth of the range up and down
     assert (lit[:, 7, 15] - 127.5).abs().max() <= 27
     assert ((lit.flatten(1, 2)[:, 1:] - lit.flatten(1, 2)[:, :-1]) >= 0).all()  # darker stays darker
+
+
+def test_a_picture_whose_state_is_seen_stays_where_it_is():
+    image, state = torch.randint(0, 255, (64, 8, 8, 3), dtype=torch.uint8), torch.ones(64, 4)
+    key_B = keys(*range(64))
+    images, seen = harder({"front": image}, state, key_B, Recipe(shift=2, state_dropout=0.5))
+    left_out = hidden(key_B, 0.5)
+    assert 20 < left_out.sum() < 44 and torch.equal(seen, state * ~left_out[:, None])
+    moved = (images["front"] != image).flatten(1).any(1)
+    assert not moved[~left_out].any() and moved[left_out].float().mean() > 0.8
+    images, seen = harder({"front": image}, state, key_B, Recipe(shift=2))
+    assert torch.equal(seen, state) and (images["front"] != image).flatten(1).any(1).float().mean() > 0.8
