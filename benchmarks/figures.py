@@ -40,7 +40,7 @@ SHOWN = {
         "tabletop_vs_regression": "ours minus our network with L1 regression",
     },
     "metaworld_mt10_small": {
-        "mt10_success": "Meta-World MT10, one network, 50 demonstrations a task, one core",
+        "mt10_success": "Meta-World MT10, one network, 50 demonstrations a task",
         "mt10_minutes": "the same: recording and training",
     },
     "eval_throughput": {
