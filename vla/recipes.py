@@ -91,7 +91,7 @@ def metaworld_mt10_small() -> Recipe:
     """The ten tasks of Meta-World's MT10 in one network, on two CPU cores, from 50 demonstrations a task at 96 px.
 
     `vla reproduce metaworld_mt10_small`: 74.5 % (71-78, n = 200) after 51 minutes on 2 cores of an Intel Xeon (AMX,
-    bfloat16); 80 % is wanted. Eight tasks are at 85 to 100 %, reach at 50, push at 15, pick-place at 5 (LOG.md).
+    bfloat16); 80 % is wanted. Seven tasks are at 85 to 100 %, reach at 50, push at 15, pick-place at 5 (LOG.md).
     """
     return Recipe(image_size=96, layers=3, state_dropout=0.5, steps=100_000)
 

@@ -53,6 +53,9 @@ class RecordConfig:
     noise: tuple[float, ...] = (0.0, 0.1, 0.2)
     """Standard deviations of the noise on the executed action, in turn over episodes; the gripper is spared.
     """
+    noise_steps: int = 1
+    """So many steps the noise stays as it was drawn: at a high rate, what changes every step averages out and leads
+    nowhere that the policy could learn to come back from."""
     label: Literal["clean", "executed"] = "clean"
     """Which action is recorded: what the expert said, or what was done."""
     seed: int = 1_000_000
@@ -221,6 +224,8 @@ def _check(config: RecordConfig, registry: Any) -> tuple[str, ...]:
         raise ValueError(f"expected {wanted} for '{config.env}', got {cameras}; leave out --cameras for its usual ones")
     if not config.noise or not all(0 <= sigma < math.inf for sigma in config.noise):
         raise ValueError(f"expected one or more noise levels >= 0, got {config.noise}")
+    if config.noise_steps < 1:
+        raise ValueError(f"expected noise_steps >= 1, got {config.noise_steps}")
     if config.seed < EVALUATION_SEEDS:
         raise ValueError(
             f"expected a seed >= {EVALUATION_SEEDS}, got {config.seed}: those below belong to evaluation, "

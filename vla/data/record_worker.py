@@ -53,7 +53,7 @@ class Trajectory:
     success: bool
 
 
-def simulate(env: Any, plan: EpisodePlan, label: str) -> Trajectory:
+def simulate(env: Any, plan: EpisodePlan, label: str, noise_steps: int = 1) -> Trajectory:
     """Let the expert of `env` play `plan`. The last frame is the last one that an action was chosen for.
 
     An episode goes on for as long as success must be held, so those frames are demonstrations of staying
@@ -71,7 +71,9 @@ def simulate(env: Any, plan: EpisodePlan, label: str) -> Trajectory:
     while not ended:
         clean = np.asarray(env.expert_action(), np.float32)
         check_finite(clean[None], "action", env.action_names, f"{describe(plan)}, step {len(labels)}")
-        executed = np.clip(clean + sigma * noise.standard_normal(len(sigma), np.float32), -1.0, 1.0)
+        if len(labels) % noise_steps == 0:
+            push = sigma * noise.standard_normal(len(sigma), np.float32)
+        executed = np.clip(clean + push, -1.0, 1.0)
         for camera, pictures in images.items():
             pictures.append(observation["pixels"][camera].copy())  # an environment may draw into the same array
         states.append(np.array(observation["agent_pos"], np.float32))
@@ -122,7 +124,7 @@ def record_shard(
         numbers = counts.setdefault(plan.task, {"attempted": 0, "succeeded": 0, "recorded": 0})
         for attempt in range(config.attempts):
             plan = dataclasses.replace(plan, seed=plan.seed + bool(attempt) * ANOTHER_SCENE)
-            trajectory = simulate(env, plan, config.label)
+            trajectory = simulate(env, plan, config.label, config.noise_steps)
             numbers["attempted"] += 1
             if trajectory.success:
                 break
