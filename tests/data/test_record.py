@@ -62,6 +62,17 @@ def test_label_is_the_clean_action_and_noise_is_executed():
     assert len({image.tobytes() for image in clean.images["front"]}) > 3  # not one array, drawn over
 
 
+def test_noise_may_last():
+    plan_ = EpisodePlan(0, "fail", 1_000_005, 0.05)  # twenty steps
+    clean, executed = (simulate(Squares(), plan_, label, 3).action[:, :2] for label in ("clean", "executed"))
+    inside = (np.abs(executed) < 1).all(1)
+    push = np.round(executed - clean, 5)
+    for first in range(0, len(push), 3):
+        held = push[first : first + 3][inside[first : first + 3]]
+        assert len(np.unique(held, axis=0)) <= 1
+    assert len(np.unique(push[inside], axis=0)) > 3
+
+
 def test_workers_do_not_change_the_files(dataset, tmp_path):
     summary = run(tmp_path / "a", workers=1)
     assert tree(tmp_path / "a") == tree(dataset)
@@ -113,6 +124,7 @@ def test_broken_numbers_name_the_episode(tmp_path):
         ({"image_size": 33}, "even image_size"),
         ({"seed": 7}, "belong to evaluation"),
         ({"noise": ()}, "noise"),
+        ({"noise_steps": 0}, "noise_steps >= 1"),
         ({"cameras": ()}, "cameras"),
         ({"resume": True, "overwrite": True}, "one of them"),
     ],
