@@ -90,14 +90,14 @@ test: $(INSTALLED)  ## run the tests on CPU (under five minutes, install include
 
 # Opt-in: LeRobot's own commands, unpatched, and then the same with the newest LeRobot that the index has.
 test-lerobot: $(INSTALLED)  ## run LeRobot's real commands with policy type lattice (ten minutes)
-	@$(BIN)/python benchmarks/lerobot.py $(LEROBOT_FLAGS)
+	@$(BIN)/python benchmarks/lerobot_commands.py $(LEROBOT_FLAGS)
 
 test-lerobot-newest: $(INSTALLED)  ## the same with the newest LeRobot, in an environment of its own; says what changed
 	@rm -rf $(NEWEST) && "$$($(BIN)/python -c 'import sys; print(sys._base_executable)')" -m venv --without-pip $(NEWEST)
 	@$(UV) pip install --python $(NEWEST)/bin/python --quiet --compile-bytecode -r requirements.lock
 	@$(UV) pip install --python $(NEWEST)/bin/python --quiet --no-deps --no-build-isolation -e .
 	@$(UV) pip install --python $(NEWEST)/bin/python --compile-bytecode --upgrade-package lerobot 'lerobot[dataset]'
-	@$(NEWEST)/bin/python benchmarks/lerobot.py --against benchmarks/results/lerobot.json \
+	@$(NEWEST)/bin/python benchmarks/lerobot_commands.py --against benchmarks/results/lerobot.json \
 	  --results runs/lerobot-newest.json $(LEROBOT_FLAGS)
 
 lint: $(INSTALLED)  ## ruff check, ruff format --check, mypy

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Policy type `lattice` inside LeRobot, in one process. LeRobot's own commands: benchmarks/lerobot.py."""
+"""Policy type `lattice` inside LeRobot, in one process. LeRobot's own commands: benchmarks/lerobot_commands.py."""
 
 import json
 import re
@@ -174,6 +174,27 @@ def test_a_new_policy_learns_from_a_batch_of_lerobots(tiny_dataset):
     assert int(policy.step) == 12
     assert any(not p.equal(q) for p, q in zip(before, policy.averaged.parameters(), strict=True))
     assert policy.eval().forward(batch)[0].isfinite()
+
+
+def test_fine_tuning_makes_room_for_longer_sentences_and_forgets_nothing(converted, tiny_dataset, tmp_path):
+    _, batch = observations()
+    before = LatticePolicy.from_pretrained(converted).predict_action_chunk(batch)
+    root, long = tmp_path / "copy", "please take the red block and " * 5
+    shutil.copytree(tiny_dataset, root, ignore=shutil.ignore_patterns("videos"))
+    tasks = pq.read_table(root / "meta/tasks.parquet")
+    names = [long + name for name in tasks["task"].to_pylist()]
+    pq.write_table(
+        tasks.set_column(tasks.column_names.index("task"), "task", pa.array(names)), root / "meta/tasks.parquet"
+    )
+    policy = LatticePolicy.from_pretrained(converted, dataset_meta=SimpleNamespace(root=root, fps=10))
+    assert torch.allclose(policy.predict_action_chunk(batch), before, atol=1e-4)  # sums of other lengths
+    saved = tmp_path / "saved"
+    policy.save_pretrained(saved)
+    again = LatticePolicy.from_pretrained(saved)
+    spoken = batch | {"task": names[:1] * ROWS}
+    assert torch.equal(again.predict_action_chunk(spoken), policy.eval().predict_action_chunk(spoken))
+    with pytest.raises(ValueError, match="shorten it"):
+        LatticePolicy.from_pretrained(converted).predict_action_chunk(spoken)
 
 
 def test_peft_is_pointed_at_layers_that_there_are(converted):

@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from lerobot.policies.pretrained import PreTrainedPolicy
 from lerobot.utils.constants import ACTION, OBS_STATE
+from safetensors.torch import load_file
 from torch import Tensor
 
 from vla import randomness
@@ -30,6 +31,7 @@ from vla.lerobot.configuration_lattice import LatticeConfig
 from vla.model import LatticeModel, ModelConfig
 from vla.policy import Observation, Policy
 from vla.tokenizers import Tokenizers
+from vla.tokenizers.text import SPARE
 from vla.train.augment import harder
 from vla.train.setup import fit_tokenizers, network, objective, pick_precision
 
@@ -58,6 +60,8 @@ class LatticePolicy(PreTrainedPolicy):
         config.validate_features()
         if not config.fitted:
             config.fitted = fit(config, dataset_stats, dataset_meta)
+        elif dataset_meta is not None:
+            config.fitted = with_room(config.fitted, dataset_meta)
         about = json.loads(config.fitted)
         model = ModelConfig(**{**about["model"], "cameras": tuple(about["model"]["cameras"])})
         self.tokenizers, self.fps = Tokenizers.from_dict(about["tokenizers"]), float(about["fps"])
@@ -224,8 +228,15 @@ class LatticePolicy(PreTrainedPolicy):
 
     @classmethod
     def _load_as_safetensor(cls, model: Any, model_file: str, map_location: str, strict: bool) -> Any:
-        # LeRobot only logs what is missing; a policy with some of its weights acts, and acts badly.
-        return super()._load_as_safetensor(model, model_file, map_location, True)
+        # Strict: LeRobot would only log what is missing, and a policy with some of its weights acts, and acts badly.
+        # Places for the words of longer sentences are new, and hidden from every sentence that the checkpoint knows.
+        tensors = load_file(model_file)
+        for name, own in model.state_dict().items():
+            known = len(tensors[name]) if name in tensors and name.endswith(("word_place", "prefix_place")) else None
+            if known is not None and known < len(own):
+                tensors[name] = torch.cat([tensors[name], own[known:].cpu()])
+        model.load_state_dict(tensors)
+        return model
 
 
 def fit(config: LatticeConfig, stats: Any, meta: Any) -> str:
@@ -254,6 +265,15 @@ def fit(config: LatticeConfig, stats: Any, meta: Any) -> str:
                 stacklevel=2,
             )
     return fitted(model, tokenizers, float(meta.fps))
+
+
+def with_room(content: str, meta: Any) -> str:
+    """The content of `config.fitted`, for sentences as long as those of another dataset."""
+    about, tables = json.loads(content), read_tables(Path(meta.root))
+    longest = Tokenizers.from_dict(about["tokenizers"]).text.longest(tables.tasks)
+    if longest > about["model"]["text_length"]:
+        about["model"]["text_length"] = about["tokenizers"]["text"]["length"] = longest + SPARE
+    return json.dumps(about)
 
 
 def fitted(model: ModelConfig, tokenizers: Tokenizers, fps: float) -> str:

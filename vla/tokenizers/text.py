@@ -11,6 +11,8 @@ import numpy as np
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 PAD = "[PAD]"
+SPARE = 4
+"""Tokens that a sentence may be longer than those of the dataset."""
 
 
 class TextTokenizer:
@@ -22,7 +24,7 @@ class TextTokenizer:
 
     @classmethod
     def train(cls, sentences: Iterable[str], vocabulary: int = 512, length: int | None = None) -> "TextTokenizer":
-        """Train on `sentences`. `length`: fixed number of ids a sentence; by default the longest sentence plus 4."""
+        """Train on `sentences`. `length`: ids a sentence, fixed; by default those of the longest and SPARE more."""
         sentences = sorted(set(sentences))
         if not sentences or not any(s.strip() for s in sentences):
             raise ValueError(
@@ -42,13 +44,18 @@ class TextTokenizer:
                 show_progress=False,
             ),
         )
-        longest = max(len(tokenizer.encode(s).ids) for s in sentences)
-        return cls(tokenizer, length or longest + 4)
+        made = cls(tokenizer, length or 0)
+        made.length = length or made.longest(sentences) + SPARE
+        return made
 
     @property
     def vocabulary(self) -> int:
         """How many ids there are, padding included."""
         return self._tokenizer.get_vocab_size()
+
+    def longest(self, sentences: Iterable[str]) -> int:
+        """Of these sentences, in tokens."""
+        return max(len(self._tokenizer.encode(sentence).ids) for sentence in sentences)
 
     def encode(self, sentences: Sequence[str]) -> np.ndarray:
         """int64 (B, length). Raises ValueError for an empty sentence or one that does not fit."""
