@@ -35,9 +35,14 @@ SHOWN = {
         "robustness_camera_shift_difference": "shipped checkpoint: a camera moved by 2-3 cm and 2-3 degrees",
     },
     "rivals_tabletop": {
-        "tabletop_ours": "reach and push, six minutes of training on one core each: ours",
+        "tabletop_ours": "reach and push, seven minutes of training on one core each: ours",
         "tabletop_vs_single_mask": "ours minus our network with single-mask diffusion, 8 evaluations",
+        "tabletop_vs_autoregressive": "ours minus our network, autoregressive",
         "tabletop_vs_regression": "ours minus our network with L1 regression",
+        "tabletop_vs_act": "ours minus LeRobot's ACT, from scratch",
+        "tabletop_vs_diffusion": "ours minus LeRobot's Diffusion Policy, from scratch",
+        "tabletop_vs_vqbet": "ours minus LeRobot's VQ-BeT, from scratch",
+        "tabletop_vs_multi_task_dit": "ours minus LeRobot's multi-task DiT, from scratch",
     },
     "metaworld_mt10_small": {
         "mt10_success": "Meta-World MT10, one network, 50 demonstrations a task",

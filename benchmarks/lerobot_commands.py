@@ -174,7 +174,7 @@ class Bench:
         held_out = {"dataset__episodes": "[0,1,3,5]", "dataset__eval_split": 0.25, "eval_steps": 4}
         for name, options, note in (
             ("train_images", held_out, "images, two cameras of 48 and 64 px, 4 of 6 episodes, one held out"),
-            ("train_streaming", {"dataset__streaming": "true"}, "the same, streamed from its folder"),
+            ("train_streaming", {"dataset__streaming": "true", "num_workers": 1}, "the same, streamed from its folder"),
             ("train_language", {"dataset__root": annotated}, "the same with plans and subtasks in language columns"),
         ):
             shutil.rmtree(self.folder / f"run-{name}", ignore_errors=True)

@@ -43,7 +43,7 @@ class SeededByTheVector(gymnasium.Wrapper):
 
 
 def make_one(env: str, task: str, image_size: int, cameras: tuple[str, ...]) -> gymnasium.Env:
-    """One environment, as a vector of them wants it. In worker processes, too: picklable by name."""
+    """One environment, as a vector of them wants it."""
     made = registry.make_env(env, task=task, image_size=image_size, cameras=cameras)
     return FreezeAfterEpisodeEnd(SeededByTheVector(made))
 
@@ -97,17 +97,18 @@ class LatticeEnvConfig(EnvConfig):
         return names
 
     def create_envs(self, n_envs: int, use_async_envs: bool = False) -> dict[str, dict[int, Any]]:
-        """{suite: {number: vector of n_envs environments}}, a vector for each task."""
+        """{suite: {number: vector of n_envs environments}}, a vector for each task.
+
+        All in this process, whatever `use_async_envs` says: a process for each of them takes longer to start, and a
+        gigabyte to run, than an environment takes to step. On many cores, `vla eval` shares episodes among processes.
+        """
         made: dict[int, Any] = {}
         for number, task in enumerate(self.tasks()):
             one: list[Callable[[], gymnasium.Env]] = [
                 partial(make_one, self.ENV, task, self.image_size, tuple(self.cameras)) for _ in range(n_envs)
             ]
             mode = gymnasium.vector.AutoresetMode.NEXT_STEP
-            if use_async_envs and n_envs > 1:  # never forked: a GL context does not survive it
-                made[number] = gymnasium.vector.AsyncVectorEnv(one, context="forkserver", autoreset_mode=mode)
-            else:
-                made[number] = gymnasium.vector.SyncVectorEnv(one, autoreset_mode=mode)
+            made[number] = gymnasium.vector.SyncVectorEnv(one, autoreset_mode=mode)
         return {self.type: made}
 
 
