@@ -51,6 +51,18 @@ SHOWN = {
     "eval_throughput": {
         "eval_throughput_ratio": "evaluation on Meta-World against lerobot-eval, environment steps a second",
     },
+    "lerobot": {
+        "eval": "inside LeRobot: lerobot-eval, reach and push, the shipped checkpoint",
+        "resume": "inside LeRobot: weights that a resumed lerobot-train has otherwise",
+        "roundtrip_bit_identical": "inside LeRobot: action values that differ after vla convert there and back",
+        "rollout_rtc": "inside LeRobot: lerobot-rollout with real-time chunking, simulated robot at 10 Hz",
+    },
+    "data": {
+        "cache_fps_96": "frames of 96 px into batches: our cache",
+        "lerobot_video_fps_96": "the same: LeRobot's video",
+        "ratio_96": "the same: our cache against LeRobot's video",
+        "cache_build_fps": "LeRobot's video decoded into the cache, once",
+    },
     "lattice": {
         "bimodal_joint_1nfe": "two-mode task, one evaluation: whole chunks right, with the noise index",
         "bimodal_joint_1nfe_single_mask": "the same with one mask",

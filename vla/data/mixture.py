@@ -68,7 +68,7 @@ def join(caches: Sequence[FrameCache]) -> FrameCache:
     tasks = list(dict.fromkeys(task for c in caches for task in c.tasks))
     number = {task: i for i, task in enumerate(tasks)}
 
-    def chain(name: str, before: Sequence[int] | None = None) -> np.ndarray:
+    def chain(name: str, before: np.ndarray | None = None) -> np.ndarray:
         return np.concatenate([getattr(c, name) + (0 if before is None else before[i]) for i, c in enumerate(caches)])
 
     return FrameCache(
