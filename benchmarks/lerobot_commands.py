@@ -205,7 +205,7 @@ class Bench:
         for name, type_, arguments in (("metaworld_lattice", "metaworld_lattice", ()),
                                        ("metaworld_stock", "metaworld", (renamed,))):  # fmt: skip
             wins, n = self.evaluate(name, self.metaworld(), 2, *arguments, env__type=type_, **task)
-            trained = "" if self._metaworld else ", a policy of 20 steps"
+            trained = ", the policy that --metaworld gave" if self._metaworld else ", a policy of 20 steps"
             rows.append(Row(f"eval_{name}", wins / n, "success", n, wilson_interval(wins, n), goal="runs", passes=True,
                             note=f"lerobot-eval --env.type={type_} --env.task=drawer-close-v3{trained}"))  # fmt: skip
         return rows

@@ -38,7 +38,7 @@ class Experiment:
     """row -> least value"""
 
 
-_METAWORLD = RecordConfig(env="metaworld", attempts=10, shard_episodes=50, noise=(0.0, 0.2, 0.4), noise_steps=10)
+_METAWORLD = RecordConfig(env="metaworld", attempts=10, shard_episodes=50)
 
 EXPERIMENTS: dict[str, Experiment] = {
     "metaworld_mt10_small": Experiment(
