@@ -37,6 +37,8 @@ class Recipe:
     layers: int = 2
     heads: int = 4
     vision: str = "keypoints"
+    background: bool = False
+    """The vision also sees how the picture differs from the dataset's mean: for cameras that stand still."""
     vocabulary: int = 512
     """Upper limit of the instruction BPE."""
     # --- diffusion ---

@@ -29,3 +29,24 @@ def test_a_timm_backbone_gives_tokens_that_hear_the_words():
     tokens = vision(image, words)
     assert tokens.shape == (2, vision.tokens, 16)
     assert not torch.allclose(vision(image, words + 1), tokens, atol=1e-5)
+
+
+def test_what_differs_from_the_background_is_seen_and_the_background_is_not():
+    torch.manual_seed(0)
+    usual = torch.randint(60, 200, (1, 32, 32, 3), dtype=torch.uint8)
+    pictures = usual.repeat(50, 1, 1, 1)
+    pictures[:, 4] = torch.randint(0, 255, (50, 32, 3), dtype=torch.uint8)  # a row that is never the same
+    stem = build_vision("keypoints", 16, 32, background=True)
+    stem.fit_background(pictures)
+    assert torch.equal(stem.mean_HWC[5:], usual[0, 5:].float()) and stem.spread_HW1[4].min() > stem.spread_HW1[5].max()
+    seen = []
+    stem.conv_1.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0][:, 3:]))
+    thing = usual.clone()
+    thing[:, 20:22, 9:11] = 255 - thing[:, 20:22, 9:11]
+    stem(torch.cat([usual, thing]), torch.zeros(2, 16))
+    assert seen[0][0, :, 5:].abs().max() < 1e-5
+    there = seen[0][1].abs().amax(0) > 1e-5
+    assert there[20:22, 9:11].all() and there[5:].sum() == 4
+    assert stem.state_dict().keys() > build_vision("keypoints", 16, 32).state_dict().keys()
+    with pytest.raises(ValueError, match="background=false"):
+        build_vision("timm:resnet18", 16, 32, background=True)

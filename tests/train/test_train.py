@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+import dataclasses
 import errno
 import json
 import os
@@ -13,6 +14,7 @@ import pytest
 
 from tests.conftest import tiny_config
 from vla import checkpoint, recipes
+from vla.policy import Observation, Policy
 from vla.train.loop import train
 
 
@@ -135,3 +137,15 @@ def test_nan_in_the_dataset_is_named(tiny_dataset, tmp_path):
     pq.write_table(table.set_column(table.schema.get_field_index("action"), "action", column), path)
     with pytest.raises(ValueError, match=r"action"):
         train(tiny_config(broken, tmp_path / "run"))
+
+
+def test_datasets_are_mixed_and_the_background_stays_with_the_checkpoint(tiny_dataset, tmp_path):
+    config = tiny_config(tiny_dataset, tmp_path / "run", set=("background=true", "holdout=0.1"), weights=(3.0, 1.0))
+    train(dataclasses.replace(config, dataset=(str(tiny_dataset), str(tiny_dataset)), episodes="0:30"))
+    policy = Policy.load(tmp_path / "run/checkpoints/last")
+    stem = policy.model.vision["front"]
+    assert 20 < stem.mean_HWC.mean() < 235 and stem.spread_HW1.min() >= 8
+    observation = Observation(
+        {"front": np.zeros((32, 32, 3), np.uint8)}, np.zeros(4, np.float32), "reach the red block"
+    )
+    assert np.isfinite(policy.act([observation], [(0, 0)])).all()

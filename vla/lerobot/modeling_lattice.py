@@ -250,6 +250,11 @@ def fit(config: LatticeConfig, stats: Any, meta: Any) -> str:
             "LatticePolicy.from_pretrained(folder)"
         )
     recipe = config.values()
+    if recipe.background:
+        raise ValueError(
+            f"the recipe '{config.recipe}' looks at all pictures before it trains, which lerobot-train does not offer: "
+            "train it with vla train and convert the checkpoint with vla convert, or add the override background=false"
+        )
     tables = read_tables(Path(meta.root))
     tokenizers = fit_tokenizers(recipe, tables)
     cameras = [camera_of(key) for key in config.image_features]

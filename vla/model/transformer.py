@@ -46,6 +46,8 @@ class ModelConfig:
     heads: int = 4
     vision: str = "keypoints"
     """"keypoints" or "timm:<model>"."""
+    background: bool = False
+    """Whether the vision also sees how a picture differs from the mean one."""
     quality: bool = False
     """Whether there is a head that judges the digits that are shown; revision needs it."""
     layout: ActionLayout = field(init=False, repr=False, compare=False)
@@ -131,7 +133,7 @@ class LatticeModel(nn.Module):
         self.read_norm = nn.LayerNorm(width)  # sentences differ in a word or two: let the vision hear it
         self.vision = nn.ModuleDict(
             {
-                camera.replace(".", "_"): build_vision(config.vision, width, config.image_size)
+                camera.replace(".", "_"): build_vision(config.vision, width, config.image_size, config.background)
                 for camera in config.cameras
             }
         )

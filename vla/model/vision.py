@@ -18,25 +18,45 @@ class KeypointStem(nn.Module):
     talked about"; the soft-argmax (Levine et al. 2016) turns each map into the coordinates of its mass. A network of
     50 k parameters localises named objects to a fraction of a pixel after minutes of training, where patch tokens of
     the same budget learn nothing (LOG.md).
+
+    `background` > 0, for a camera that stands still: it also sees how each pixel differs from its mean over the dataset, in
+    standard deviations, for pictures of this side. A puck of three pixels then stands out, wherever it lies.
     """
 
-    def __init__(self, width: int, tokens: int = 2, keypoints: int = 64) -> None:
+    def __init__(self, width: int, tokens: int = 2, keypoints: int = 64, background: int = 0) -> None:
         super().__init__()
         self.tokens, self.keypoints = tokens, keypoints
-        self.conv_1 = nn.Conv2d(3, 32, 5, stride=2, padding=2)
+        self.mean_HWC: Tensor | None
+        self.register_buffer("mean_HWC", torch.zeros(background, background, 3) if background else None)
+        self.register_buffer("spread_HW1", torch.ones(background, background, 1) if background else None)
+        self.conv_1 = nn.Conv2d(6 if background else 3, 32, 5, stride=2, padding=2)
         self.conv_2 = nn.Conv2d(32, 32, 3, padding=1)
         self.conv_3 = nn.Conv2d(32, keypoints, 3, padding=1)
         self.film_2, self.film_3 = nn.Linear(width, 64), nn.Linear(width, 2 * keypoints)
         self.readout = nn.Linear(3 * keypoints, tokens * width)
 
+    def fit_background(self, image_NHWC: Tensor) -> None:
+        """Learn what usually is where from uint8 (N, H, W, 3). No effect without `background`."""
+        if self.mean_HWC is not None:
+            pictures_NHWC = image_NHWC.to(torch.float32)
+            self.mean_HWC.copy_(pictures_NHWC.mean(0))
+            self.spread_HW1.copy_(pictures_NHWC.var(0, correction=0).mean(-1, keepdim=True).sqrt() + QUIET)
+
     def forward(self, image_BHWC: Tensor, words_BD: Tensor) -> Tensor:
         """uint8 (B, H, W, 3), float (B, D) -> float (B, T, D)."""
+        if self.mean_HWC is not None:
+            differs_BHWC = ((image_BHWC - self.mean_HWC) / self.spread_HW1).clamp(-4, 4)
+            image_BHWC = torch.cat([image_BHWC, 127.5 * (differs_BHWC + 1)], dim=-1)
         # NHWC storage seen as NCHW is exactly torch's channels_last: no copy, here and below.
         x_BCHW = image_BHWC.permute(0, 3, 1, 2).to(torch.float32) * (1 / 127.5) - 1
         x_BCHW = F.relu(self.conv_1(x_BCHW))
         x_BCHW = F.relu(film(self.conv_2(x_BCHW), self.film_2(words_BD)))
         maps_BKHW = film(self.conv_3(x_BCHW), self.film_3(words_BD), SHARPNESS)
         return self.readout(soft_argmax(maps_BKHW)).unflatten(-1, (self.tokens, -1))
+
+
+QUIET = 8.0
+"""Of 255: what is added to every pixel's standard deviation, so that one that never changed does not decide."""
 
 
 SHARPNESS = 4.0
@@ -118,10 +138,12 @@ class TimmBackbone(nn.Module):
         return self.project(torch.addcmul(shift, x_BTF, 1 + scale))
 
 
-def build_vision(name: str, width: int, image_size: int) -> nn.Module:
-    """`name`: "keypoints" or "timm:<model>". Raises ValueError for anything else."""
+def build_vision(name: str, width: int, image_size: int, background: bool = False) -> nn.Module:
+    """`name`: "keypoints" or "timm:<model>". Raises ValueError for anything else, and for one without background."""
     if name == "keypoints":
-        return KeypointStem(width)
+        return KeypointStem(width, background=image_size if background else 0)
+    if background:
+        raise ValueError(f"only vision 'keypoints' knows a background, got {name!r}: set background=false")
     if name.startswith("timm:"):
         return TimmBackbone(name.removeprefix("timm:"), width, image_size)
     raise ValueError(f"vision must be 'keypoints' or 'timm:<model name>', got {name!r}")

@@ -166,6 +166,7 @@ def network(recipe: Recipe, tokenizers: Tokenizers, cameras: Iterable[str]) -> M
         layers=recipe.layers,
         heads=recipe.heads,
         vision=recipe.vision,
+        background=recipe.background,
         quality=recipe.programs.wrong + recipe.programs.revise > 0,
     )
 
@@ -199,6 +200,10 @@ def build(config: Any, recipe: Recipe) -> Session:
         torch.manual_seed(config.seed)
         model = LatticeModel(model_config)
     model.head.allowed_ADV.copy_(tokenizers.action.allowed_ADV())
+    if recipe.background:
+        some = np.linspace(0, len(cache) - 1, min(len(cache), 2000)).astype(np.int64)
+        for camera in cache.cameras:
+            model.vision[camera.replace(".", "_")].fit_background(torch.from_numpy(cache.frames[camera][some]))
     model = model.to(device)
     averaged = copy.deepcopy(model).requires_grad_(False)
     if recipe.compile:  # what training calls; the averaged weights, which are saved and act, stay plain
