@@ -19,8 +19,8 @@ class KeypointStem(nn.Module):
     50 k parameters localises named objects to a fraction of a pixel after minutes of training, where patch tokens of
     the same budget learn nothing (LOG.md).
 
-    `background` > 0, for a camera that stands still: it also sees how each pixel differs from its mean over the dataset, in
-    standard deviations, for pictures of this side. A puck of three pixels then stands out, wherever it lies.
+    `background` > 0, the side of the pictures, for a camera that stands still: it also sees how each pixel differs from
+    its mean over the dataset, in standard deviations. A puck of three pixels then stands out, wherever it lies.
     """
 
     def __init__(self, width: int, tokens: int = 2, keypoints: int = 64, background: int = 0) -> None:
