@@ -120,7 +120,7 @@ def run(config: BenchConfig) -> dict[str, Any]:
                 fps[f"cache_fps_{size}"] = rate(lambda: next(prefetch), seconds)
     for size in sizes:
         ours, mib = fps[f"cache_fps_{size}"], size * size * 3 * 1e4 / 2**20
-        note = f"{mib:.0f} MiB for 10,000 frames, mapped: the system keeps what fits; these may fit into the processor's cache"
+        note = f"{mib:.0f} MiB for 10,000 frames, mapped; as few as these may fit into the processor's own cache"
         rows.append(Row(f"cache_fps_{size}", ours, "1/s", n, note=note))
         for storage in ("video", "image"):
             value = fps[f"lerobot_{storage}_fps_{size}"]
