@@ -58,7 +58,7 @@ SHOWN = {
         "rollout_rtc": "inside LeRobot: lerobot-rollout with real-time chunking, simulated robot at 10 Hz",
     },
     "data": {
-        "cache_fps_96": "frames of 96 px into batches: our cache",
+        "cache_fps_96": "frames of 96 px into batches: our cache, 55 MB that a processor may hold",
         "lerobot_video_fps_96": "the same: LeRobot's video",
         "ratio_96": "the same: our cache against LeRobot's video",
         "cache_build_fps": "LeRobot's video decoded into the cache, once",
@@ -82,7 +82,8 @@ def cell(row: dict[str, Any]) -> str:
         sign = "points" if row["id"].endswith("_difference") or "_vs_" in row["id"] else "%"
         return f"{100 * row['value']:.1f} {sign} ({between}, n = {row['n']})"
     unit = {"1/s": "frames/s", "parameters": "", "x": "times"}.get(row["unit"], row["unit"])
-    return f"{round(row['value'], 2):,} {unit}".rstrip()
+    value = row["value"]
+    return f"{round(value) if abs(value) >= 1000 else round(value, 2):,} {unit}".rstrip()
 
 
 def goal(row: dict[str, Any]) -> str:
