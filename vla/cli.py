@@ -33,7 +33,11 @@ VERBS: dict[str, Verb] = {
     "doctor": Verb("vla.doctor", "DoctorConfig", "doctor", "check this machine, and say how to mend it"),
     "demo": Verb("vla.demo", "DemoConfig", "demo", "record, train, evaluate and report, small, in one go"),
     "record": Verb("vla.data.record", "RecordConfig", "record", "record demonstrations as a LeRobot dataset"),
+    "inspect": Verb("vla.data.inspect", "InspectConfig", "inspect", "describe a LeRobot dataset"),
     "train": Verb("vla.train.loop", "TrainConfig", "train", "train a policy on a LeRobot dataset"),
+    "train-tokenizer": Verb(
+        "vla.train.image_tokenizer", "TokenizerConfig", "train_tokenizer", "fit an image tokenizer to a dataset"
+    ),
     "export": Verb("vla.train.export", "ExportConfig", "export", "strip a checkpoint of its training state"),
     "convert": Verb(
         "vla.lerobot.convert", "ConvertConfig", "convert", "make a checkpoint one of LeRobot's, or the reverse"
@@ -62,6 +66,7 @@ EXTRA_OF_PACKAGE = {
     "tensorboard": "train",
     "timm": "train",
     "transformers": "train",
+    "vector_quantize_pytorch": "train",
     "av": "train",
     "gymnasium": "sim",
     "metaworld": "sim",

@@ -13,6 +13,41 @@ from vla.diffusion import Programs, Sampling
 
 
 @dataclass(frozen=True)
+class Queries:
+    """Which questions a network learns to answer beside that of the policy (vla/canvas/query.py), and how often.
+
+    Every step asks one of them, drawn by weight, about a share of the batch; the policy is asked about all of it.
+    """
+
+    share: float = 0.0
+    """Of the batch; 0: the network is a policy and nothing else."""
+    policy: float = 1.0
+    """Weight of the policy's own loss; 0: it is not learnt (for networks that answer one other question alone)."""
+    joint: float = 2.0
+    """Plan, future image and actions together."""
+    world_model: float = 1.0
+    inverse: float = 1.0
+    goal_policy: float = 1.0
+    label: float = 1.0
+    image_tokenizer: str = ""
+    """Folder of `vla train-tokenizer image`, or the name of a shipped one; "": no future image is asked for."""
+    plan_length: int = 24
+    """Most words of a plan, for datasets that have plans."""
+    image_weight: float = 0.2
+    """Of the loss of image codes; that of actions is 1."""
+    text_weight: float = 0.5
+    """Of the loss of words."""
+
+    def weights(self) -> dict[str, float]:
+        """Of each query."""
+        return {name: getattr(self, name) for name in ("joint", "world_model", "inverse", "goal_policy", "label")}
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.share <= 1 or min(self.weights().values()) < 0 or not sum(self.weights().values()):
+            raise ValueError(f"expected a share in [0, 1] and weights >= 0, not all of them 0, got {self}")
+
+
+@dataclass(frozen=True)
 class Recipe:
     """How to train one policy. Names, dimensions and vocabulary are discovered from the dataset."""
 
@@ -47,6 +82,7 @@ class Recipe:
     """The first steps see no partial masks: tokens that can be guessed from their neighbours keep the network from
     looking at the picture (LOG.md)."""
     sampling: Sampling = field(default_factory=Sampling)
+    queries: Queries = field(default_factory=Queries)
     # --- optimisation ---
     steps: int = 5000
     batch_size: int = 64
@@ -117,6 +153,11 @@ def metaworld_mt50_base() -> Recipe:
     )
 
 
+def tabletop_unified() -> Recipe:
+    """Every question from one network: plans, future images, goals, inverse dynamics, labels (`vla bench queries`)."""
+    return Recipe(holdout=0.05, queries=Queries(share=0.25, image_tokenizer="tabletop_image"))
+
+
 def tabletop_test() -> Recipe:
     """Seconds instead of minutes, learns nothing: for tests that run the real commands."""
     return Recipe(
@@ -125,7 +166,8 @@ def tabletop_test() -> Recipe:
 
 
 RECIPES = {
-    f.__name__: f for f in (tabletop_nano, tabletop_state, metaworld_mt10_small, metaworld_mt50_base, tabletop_test)
+    f.__name__: f
+    for f in (tabletop_nano, tabletop_unified, tabletop_state, metaworld_mt10_small, metaworld_mt50_base, tabletop_test)
 }
 
 

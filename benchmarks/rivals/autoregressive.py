@@ -149,7 +149,7 @@ class AutoregressivePolicy(Policy):
         if committed is not None:
             raise ValueError("expected no committed actions: this rival has no in-painting; use a lattice policy")
         layout = self.model.config.layout
-        written = self.model.write(self.model.encode(*self._inputs(observations)))
+        written = self.model.write(self.model.encode(*self.inputs(observations)))
 
         def unfold(x_BN: Tensor) -> Tensor:
             return x_BN.unflatten(1, (layout.horizon, layout.dims))

@@ -91,5 +91,5 @@ class RegressionPolicy(Policy):
     ) -> tuple[Tensor, Tensor]:
         if committed is not None:
             raise ValueError("expected no committed actions: regression has nothing to paint into; use a token policy")
-        actions_BHA = unscale(self.model.chunk(self.model.encode(*self._inputs(observations))), self.tokenizers.action)
+        actions_BHA = unscale(self.model.chunk(self.model.encode(*self.inputs(observations))), self.tokenizers.action)
         return actions_BHA, torch.ones_like(actions_BHA)

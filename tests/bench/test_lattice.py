@@ -12,8 +12,8 @@ from vla import randomness
 from vla.bench import fork
 from vla.bench.ladder import NFES, VARIANTS, Cell, World, record, run_cell
 from vla.bench.lattice_rows import steps_to, success_rows, world_rows
-from vla.bench.likelihood import chain_bits, sampler_bits
 from vla.bench.revision import auroc
+from vla.diffusion.likelihood import chain_bits, sampler_bits
 from vla.model import LatticeModel, ModelConfig
 from vla.recipes import get
 

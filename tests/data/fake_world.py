@@ -6,7 +6,7 @@ import time
 
 import numpy as np
 
-ENVS = {"squares": "fake_world:Squares"}
+ENVS = {"squares": "fake_world:Squares", "silent": "fake_world:Squares"}
 COLOURS = {"red": (230, 20, 20), "green": (20, 200, 20), "blue": (30, 30, 230)}
 TASKS = ("reach", "touch", "fail", "nan", "mute")
 
@@ -16,7 +16,7 @@ def suites(env):
 
 
 def make_env(env, **kwargs):
-    return Squares(**kwargs)
+    return Squares(**kwargs, speaks=env != "silent")
 
 
 class Squares:
@@ -24,7 +24,8 @@ class Squares:
     action_names = ("dx", "dy", "gripper")
     state_names = ("x", "y")
 
-    def __init__(self, task="reach", image_size=32, cameras=("front",)):
+    def __init__(self, task="reach", image_size=32, cameras=("front",), speaks=True):
+        self.speaks = speaks
         self.task, self.image_size, self.cameras = task, image_size, tuple(cameras)
         self.canvas = {camera: np.zeros((image_size, image_size, 3), np.uint8) for camera in cameras}
         self.delay = float(os.environ.get("FAKE_WORLD_DELAY", 0))
@@ -50,14 +51,19 @@ class Squares:
             time.sleep(self.delay)
         self.hand = np.clip(self.hand + 0.1 * action[:2], 0, 1)
         self.steps += 1
-        near = np.abs(self.hand - self.block).max() < 0.06 and not self.hopeless
-        self.held = self.held + 1 if near else 0
+        self.held = self.held + 1 if self.near() and not self.hopeless else 0
         done = self.held >= 2
         return self.observe(), float(done), done, self.steps >= 20, self.info()
 
+    def near(self):
+        return np.abs(self.hand - self.block).max() < 0.06
+
     def info(self):
         instruction = "" if self.task == "mute" else f"{self.task} the {self.colour} one"
-        return {"is_success": self.held >= 2, "task": self.task, "instruction": instruction, "subtask": "go"}
+        info = {"is_success": self.held >= 2, "task": self.task, "instruction": instruction}
+        aside = np.abs(self.hand - self.block)[0] > 0.1
+        go = "go sideways" if aside else f"go to the {self.colour} one"
+        return info | {"subtask": "hold still" if self.near() else go} if self.speaks else info
 
     def observe(self):
         # Always the same arrays, as a renderer with a buffer would return them.

@@ -38,6 +38,47 @@ def test_contents(cache):
     assert batch["images"]["front"].dtype == np.uint8 and batch["images"]["front"].flags.writeable
 
 
+def test_plans_future_and_goals(cache):
+    plain, more = (Batches(cache, 4, 64, 3, **kind) for kind in ({}, {"plans": True, "future": True}))
+    steps = []
+    for step in (0, 5, 2, 5):
+        batch, ids = more.batch(step), plain.sample_ids(step)
+        same(plain.batch(step), batch)  # whatever is asked for as well, nothing else changes
+        assert batch.keys() - plain.batch(step).keys() == {"plan_index", "future", "goal", "goal_steps"}
+        np.testing.assert_array_equal(batch["plan_index"], cache.plan_index[ids])
+        left = cache.episode_to[cache.episode_index[ids]] - 1 - ids
+        assert batch["goal_steps"].dtype == np.int64
+        assert (batch["goal_steps"] <= left).all() and ((batch["goal_steps"] > 0) == (left > 0)).all()
+        for b, row in enumerate(ids):
+            later = row + min(4, left[b]), row + batch["goal_steps"][b]
+            for name, frame in zip(("future", "goal"), later, strict=True):
+                np.testing.assert_array_equal(batch[name]["front"][b], cache.frames["front"][frame])
+        steps.append(batch["goal_steps"])
+    np.testing.assert_array_equal(steps[1], steps[3])
+    assert (steps[0] != steps[1]).any()
+
+
+def test_goals_are_uniform_over_the_rest_of_the_episode(cache):
+    row = int(np.argmax(cache.episode_to - cache.episode_from))
+    first, last = cache.episode_from[row], cache.episode_to[row] - 1
+    batches = Batches(cache, 4, 200, 3, episodes=np.array([row]), future=True)
+    ids = np.concatenate([batches.sample_ids(step) for step in range(40)])
+    steps = np.concatenate([batches.batch(step)["goal_steps"] for step in range(40)])[ids == first]
+    counts = np.bincount(steps, minlength=last - first + 1)
+    assert counts[0] == 0 and len(counts) == last - first + 1
+    expected = len(steps) / (last - first)
+    assert (np.abs(counts[1:] - expected) < 5 * np.sqrt(expected)).all()
+
+
+def test_episodes_without_actions_are_marked(cache):
+    batch = Batches(cache, 4, 64, 3, action_free=np.array([1, 4])).batch(2)
+    same(Batches(cache, 4, 64, 3).batch(2), batch)
+    np.testing.assert_array_equal(batch["has_actions"], ~np.isin(cache.episode_index[batch["sample"]], [1, 4]))
+    assert 0 < batch["has_actions"].sum() < 64
+    with pytest.raises(ValueError, match=r"action_free episodes in 0\.\.\d+, got \[99\]"):
+        Batches(cache, 4, 64, 3, action_free=np.array([99]))
+
+
 def test_padding_at_every_episode_end(cache):
     batches = Batches(cache, horizon=4, batch_size=len(cache), seed=0)
     batch = batches.batch(0)

@@ -24,6 +24,10 @@ def other(cache):
         **{name: getattr(cache, name)[:n] for name in rows},
         task_index=np.zeros(n, np.int64),
         tasks=["something new"],
+        plan_index=np.where(np.arange(n) % 3 == 2, -1, np.arange(n) % 3),
+        plans=["a plan of its own", cache.plans[2]],
+        subtask_index=np.full(n, -1),
+        subtasks=[],
         episode_from=cache.episode_from[:episodes],
         episode_to=cache.episode_to[:episodes],
         meta={"root": "other"},
@@ -41,9 +45,18 @@ def test_every_frame_is_where_it_belongs(cache, other):
         np.testing.assert_array_equal(row, source.frames["front"][place])
         np.testing.assert_array_equal(pictures[int(frame)], row)
         assert both.tasks[both.task_index[frame]] == source.tasks[source.task_index[place]]
+        assert said(both, frame) == said(source, place)
         episode = both.episode_index[frame]
         assert both.episode_from[episode] <= frame < both.episode_to[episode]
     np.testing.assert_array_equal(pictures[n - 2 : n + 2], pictures.take(np.arange(n - 2, n + 2)))
+    assert [said(both, n + i) for i in range(3)] == [("a plan of its own", ""), (cache.plans[2], ""), ("", "")]
+    assert both.plans == [*cache.plans, "a plan of its own"] and both.subtasks == cache.subtasks
+
+
+def said(cache, frame):
+    """Plan and subtask of a frame; "nothing left to do" as "-", nothing said as ""."""
+    pairs = (cache.plan_index[frame], cache.plans), (cache.subtask_index[frame], cache.subtasks)
+    return tuple("" if i < 0 else texts[i] or "-" for i, texts in pairs)
 
 
 @given(st.integers(2, 40), st.floats(0.1, 10), st.integers(1, 30))

@@ -137,6 +137,8 @@ def test_settings_that_cannot_be(tmp_path, changes, message):
 
 def test_existing_folders(dataset, tmp_path):
     before = tree(dataset)
+    with pytest.raises(ValueError, match="plans=True then, False now"):
+        run(dataset, resume=True, plans=False)
     with pytest.raises(ValueError, match=r"--resume.*--overwrite"):
         run(dataset)
     with pytest.raises(ValueError, match="seed=1000000 then, 1000001 now"):

@@ -8,12 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vla import randomness
-from vla.canvas import ActionLayout, Provenance, is_complete, revealed
+from vla.canvas import Layout, Provenance, is_complete, revealed
 from vla.diffusion import Programs, Sampling, corrupt, digit_losses, losses, sample, total_loss
 from vla.diffusion.sampler import kept_fraction
 from vla.model import LatticeModel, ModelConfig
 
-LAYOUT = ActionLayout(8, 4)
+LAYOUT = Layout(8, 4)
 KEYS = randomness.fold(0, torch.arange(256))
 
 

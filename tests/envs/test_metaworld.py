@@ -153,7 +153,7 @@ def test_the_state_is_hand_and_gripper_and_nothing_of_the_scene(blind):
     for seed in (0, 1):
         obs, info = blind.reset(seed=seed, options={"task": "reach-v3"})
         assert set(obs) == {"agent_pos"} and blind.observation_space.contains(obs)
-        assert set(info) == {"is_success", "task", "instruction"}
+        assert set(info) == {"is_success", "task", "instruction", "subtask"}
         states.append(obs["agent_pos"])
     assert states[0].shape == (4,) == (len(blind.state_names),)
     assert np.array_equal(*states), "another goal, the same hand"
@@ -208,6 +208,43 @@ def test_suites_partition_the_fifty_tasks():
     assert table["mt10"] == tuple(MT10_V3)
     assert len(set(SENTENCES.values())) == 49
     assert make_env("metaworld").cameras == CAMERAS["metaworld"]
+
+
+# ---- what the expert says it is doing -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("task", "said"),
+    [
+        ("door-close-v3", ["move to the door", "push the door shut"]),
+        ("pick-place-v3", ["move to the puck", "lower", "close the gripper", "lift", "carry to the goal"]),
+        ("window-open-v3", ["move to the window", "lower", "slide the window open"]),
+        ("assembly-v3", ["move to the nut", "close the gripper", "lift", "carry to the peg", "let it down"]),
+        ("reach-v3", ["move to the goal"]),
+    ],
+)
+def test_the_expert_says_what_it_is_doing(blind, task, said):
+    _, info = blind.reset(seed=1_000_001, options={"task": task})
+    phrases, ended = [info["subtask"]], False
+    while not ended:
+        action = blind.expert_action()
+        assert np.array_equal(action, blind.expert_action())  # not even the doors' policies change what they see
+        _, _, terminated, truncated, info = blind.step(action)
+        phrases.append(info["subtask"])
+        ended = terminated or truncated
+    assert list(dict.fromkeys(phrases)) == said and terminated
+
+
+def test_something_is_said_in_every_task():
+    from metaworld.env_dict import ALL_V3_ENVIRONMENTS
+
+    from vla.envs.metaworld.subtasks import WORK, subtask
+
+    assert set(WORK) == set(SENTENCES) == set(ALL_V3_ENVIRONMENTS)
+    rng = np.random.default_rng(0)
+    for task, work in WORK.items():
+        said = {subtask(task, rng.normal(0, 0.1, 39), rng.normal(0, 1, 4)) for _ in range(50)}
+        assert all(said) and (len(said) > 1 or work.act.startswith("move")), task
 
 
 # ---- worlds are shared -------------------------------------------------------------------------------------

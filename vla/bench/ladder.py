@@ -202,11 +202,11 @@ def probe(config: Any, cell: Cell) -> dict[str, Any]:
 
     from vla import randomness, recipes
     from vla.bench.gradients import gradient_noise
-    from vla.bench.likelihood import chain_bits, sampler_bits
     from vla.bench.revision import revision
     from vla.checkpoint import steps_in
     from vla.data.batches import Batches
     from vla.diffusion import PLAIN
+    from vla.diffusion.likelihood import chain_bits, sampler_bits
     from vla.train.setup import build, load_training
 
     recipe = recipes.get(config.recipe, config.set)

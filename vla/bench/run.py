@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 class BenchConfig:
     """Measure a claim of this project."""
 
-    name: Positional[Literal["lattice", "robustness", "data"]]
+    name: Positional[Literal["lattice", "robustness", "data", "queries"]]
     """Which benchmark."""
     out: Path = Path("runs/bench")
     """Folder for what is made on the way, and for the figures."""
@@ -31,7 +31,8 @@ class BenchConfig:
     fast: str | None = None
     """Folder, or repository to download, of FAST's processor, for the table of tokenizers; none: after the paper."""
     policy: str = "tabletop_nano"
-    """robustness: checkpoint folder, the name of a shipped checkpoint, or "random" or "expert"."""
+    """robustness: checkpoint folder, the name of a shipped checkpoint, or "random" or "expert". queries: a unified
+    checkpoint; this one stands for one that is trained here."""
     env: str = "tabletop"
     """robustness: environment."""
     suite: str = "all"

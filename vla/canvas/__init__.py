@@ -2,11 +2,11 @@
 """The language every room speaks: lattice states, segments, layouts."""
 
 from vla.canvas.lattice import Provenance, State, climb, descend, hidden, is_complete, revealed
-from vla.canvas.layout import ActionLayout, Segment, attention_mask
+from vla.canvas.layout import Layout, Segment, attention_mask
 from vla.canvas.numerals import Numerals
 
 __all__ = [
-    "ActionLayout",
+    "Layout",
     "Numerals",
     "Provenance",
     "Segment",

@@ -48,11 +48,13 @@ ActionArrangement = Literal["per_step", "per_dim"]
 
 
 @dataclass(frozen=True)
-class ActionLayout:
+class Layout:
     """How an action chunk of `horizon` steps x `dims` dimensions becomes N positions of S sub-tokens.
 
     per_step: a position is one timestep, its dimensions are parallel sub-tokens (N = horizon, S = dims).
     per_dim:  a position is one timestep of one dimension (N = horizon * dims, S = 1).
+
+    A text of L words, or a picture of L codes, is laid out as L steps of one dimension.
     """
 
     horizon: int

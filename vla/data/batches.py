@@ -69,8 +69,11 @@ class Batches:
     """Samples are frames with the chunk of actions that begins there.
 
     `horizon`: actions in a chunk. `episodes`: which to draw from; None: all. `weights`: of the datasets that were
-    joined, which share of the samples comes from each; none: as many as it has frames. Attributes: samples (global
-    frame ids), steps_per_epoch. ValueError for numbers < 1, no episodes, or weights that cannot be.
+    joined, which share of the samples comes from each; none: as many as it has frames. `plans`, `future`: what else a
+    batch has, see `batch`; what they add draws from random streams of their own, and the rest stays what it was.
+    `action_free`: episodes, int64, whose actions are not to be trusted (a person's video), marked in "has_actions".
+    Attributes: samples (global frame ids), steps_per_epoch. ValueError for numbers < 1, no episodes, episodes that do
+    not exist, or weights that cannot be.
     """
 
     def __init__(
@@ -81,6 +84,9 @@ class Batches:
         seed: int,
         episodes: np.ndarray | None = None,
         weights: Sequence[float] = (),
+        plans: bool = False,
+        future: bool = False,
+        action_free: np.ndarray | None = None,
     ) -> None:
         if horizon < 1 or batch_size < 1:
             raise ValueError(f"expected horizon >= 1 and batch_size >= 1, got {horizon} and {batch_size}")
@@ -90,6 +96,8 @@ class Batches:
                 f"expected one or more episodes in 0..{len(cache.episode_from) - 1}, got {chosen.tolist()[:10]}"
             )
         self.cache, self.horizon, self.batch_size, self.seed = cache, horizon, batch_size, seed
+        self.plans, self.future = plans, future
+        self._trusted = None if action_free is None else _trusted(len(cache.episode_from), np.asarray(action_free))
         self.samples = np.concatenate([np.arange(cache.episode_from[e], cache.episode_to[e]) for e in chosen])
         self.steps_per_epoch = len(self.samples) / batch_size
         self._streams, self._until = self._shares(weights)
@@ -153,23 +161,52 @@ class Batches:
         images {camera: uint8 (B, H, W, 3)}, state float32 (B, S), actions float32 (B, horizon, A), is_pad
         bool (B, horizon), task_index int64 (B,), sample int64 (B,): the global frame id. After the end of an
         episode its last action is repeated, and is_pad is True.
+
+        With `plans`: plan_index int64 (B,), into cache.plans, -1 where nothing is said. With `future`: future {camera:
+        uint8 (B, H, W, 3)}, the frame that the chunk leads to, `horizon` steps later or the episode's last one; goal,
+        likewise, of a frame drawn uniformly from the later ones of the episode, a function of (seed, step, place in the
+        batch), or of the last frame for itself; goal_steps int64 (B,), how many steps later that is. With
+        `action_free`: has_actions bool (B,), False in those episodes; actions and is_pad are what the dataset says.
         """
         cache, ids = self.cache, self.sample_ids(step)
         rows_BH = ids[:, None] + self._chunk
         last_B1 = self._last_frame[cache.episode_index[ids]][:, None]
-        return {
-            "images": {camera: frames.take(ids, axis=0) for camera, frames in self._frames.items()},
+        batch = {
+            "images": self._pictures(ids),
             "state": cache.state[ids],
             "actions": cache.action[np.minimum(rows_BH, last_B1)],
             "is_pad": rows_BH > last_B1,
             "task_index": cache.task_index[ids],
             "sample": ids,
         }
+        if self.plans:
+            batch["plan_index"] = cache.plan_index[ids]
+        if self.future:
+            left = last_B1[:, 0] - ids
+            drawn = _generator(self.seed, "goal", step).random(len(ids))
+            batch["goal_steps"] = np.minimum((drawn * left).astype(np.int64) + 1, left)
+            batch["future"] = self._pictures(ids + np.minimum(self.horizon, left))
+            batch["goal"] = self._pictures(ids + batch["goal_steps"])
+        if self._trusted is not None:
+            batch["has_actions"] = self._trusted[cache.episode_index[ids]]
+        return batch
+
+    def _pictures(self, ids: np.ndarray) -> dict[str, np.ndarray]:
+        return {camera: frames.take(ids, axis=0) for camera, frames in self._frames.items()}
 
     def prefetch(self, start_step: int = 0, depth: int = 3) -> "Prefetch":
         """Iterate over (step, batch) from `start_step` on without end; a thread keeps up to `depth` batches
         ready."""
         return Prefetch(self, start_step, depth)
+
+
+def _trusted(n: int, action_free: np.ndarray) -> np.ndarray:
+    """Which of `n` episodes have actions, bool (n,)."""
+    if len(action_free) and not 0 <= action_free.min() <= action_free.max() < n:
+        raise ValueError(f"expected action_free episodes in 0..{n - 1}, got {action_free.tolist()[:10]}")
+    trusted = np.ones(n, bool)
+    trusted[action_free.astype(np.int64)] = False
+    return trusted
 
 
 class Prefetch(Iterator[tuple[int, Batch]]):

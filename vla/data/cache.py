@@ -14,13 +14,14 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vla.data.language import NOTHING_SAID
 from vla.data.lerobot_files import LeRobotFiles, find_dataset, fingerprint, read_tables
 
 if TYPE_CHECKING:
@@ -33,12 +34,14 @@ _ARRAYS = (
     "frame_index",
     "episode_index",
     "task_index",
+    "plan_index",
+    "subtask_index",
     "episode_from",
     "episode_to",
 )
 Job = Callable[[Callable[[int], None]], None]
 """Decodes one file; is given a function to tell how many more frames are done."""
-_FORMAT = 1
+_FORMAT = 2
 """Part of the folder's name: a cache of another layout is not mistaken for one of this."""
 
 
@@ -77,6 +80,18 @@ class FrameCache:
     """
     parts: tuple[int, ...] = (0,)
     """first frame of each dataset, where several were joined (vla.data.mixture)"""
+    plan_index: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    """int64 (N,), into plans: what is still to do; -1 where the dataset says nothing. Not given: -1 everywhere"""
+    plans: list[str] = field(default_factory=list)
+    """texts; "" is a plan, too: nothing is left to do"""
+    subtask_index: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    """int64 (N,), into subtasks: what is being done; as plan_index"""
+    subtasks: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        for name in ("plan_index", "subtask_index"):
+            if not len(getattr(self, name)):
+                setattr(self, name, np.full(len(self), NOTHING_SAID, np.int64))
 
     def __len__(self) -> int:
         return len(self.action)
@@ -125,6 +140,8 @@ def load_cache(path: Path) -> FrameCache:
         frames=frames,
         **arrays,
         tasks=about["tasks"],
+        plans=about["plans"],
+        subtasks=about["subtasks"],
         fps=about["fps"],
         action_names=tuple(about["action_names"]),
         state_names=tuple(about["state_names"]),
@@ -179,6 +196,8 @@ def _build(tables: LeRobotFiles, path: Path, size: int | None, workers: int, con
         about = {
             "frames": files,
             "tasks": tables.tasks,
+            "plans": tables.plans,
+            "subtasks": tables.subtasks,
             "fps": tables.fps,
             "action_names": tables.action_names,
             "state_names": tables.state_names,

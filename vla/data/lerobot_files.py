@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.compute
 import pyarrow.parquet as pq
 
+from vla.data.language import read_language
 from vla.data.shard import check_finite
 
 UNEVEN = 0.25
@@ -50,6 +51,13 @@ class LeRobotFiles:
     episode_to: np.ndarray
     """int64 (E,): row after the last frame"""
     tasks: list[str]
+    plan_index: np.ndarray
+    """int64 (N,), into plans: what is still to do; -1 where the dataset says nothing"""
+    plans: list[str]
+    """texts; "" is a plan, too: nothing is left to do"""
+    subtask_index: np.ndarray
+    """int64 (N,), into subtasks: what is being done; -1 where the dataset says nothing"""
+    subtasks: list[str]
     state_names: tuple[str, ...]
     action_names: tuple[str, ...]
     episodes: dict[str, list[Any]]
@@ -142,6 +150,8 @@ def read_tables(root: Path) -> LeRobotFiles:
     ends = np.cumsum(lengths)
     if np.any(np.diff(episode_index) < 0) or np.any(lengths != np.array(episodes["length"])):
         raise ValueError(f"frames and episodes of the dataset '{root}' do not fit together: lengths or order differ")
+    timestamp = table["timestamp"].to_numpy().astype(np.float64)
+    said = read_language(data_files, ends - lengths, ends, timestamp)
     tables = LeRobotFiles(
         root=root,
         info=info,
@@ -149,13 +159,17 @@ def read_tables(root: Path) -> LeRobotFiles:
         fps=float(info["fps"]),
         state=_vectors(table["observation.state"]) if has_state else np.zeros((n, 0), np.float32),
         action=_vectors(table["action"]),
-        timestamp=table["timestamp"].to_numpy().astype(np.float64),
+        timestamp=timestamp,
         frame_index=integers("frame_index"),
         episode_index=episode_index,
         task_index=integers("task_index"),
         episode_from=(ends - lengths).astype(np.int64),
         episode_to=ends.astype(np.int64),
         tasks=_read_tasks(root),
+        plan_index=said["plan"].index,
+        plans=said["plan"].texts,
+        subtask_index=said["subtask"].index,
+        subtasks=said["subtask"].texts,
         state_names=_names(features, "observation.state"),
         action_names=_names(features, "action"),
         episodes=episodes,

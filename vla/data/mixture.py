@@ -39,7 +39,7 @@ class JoinedFrames:
 
 
 def join(caches: Sequence[FrameCache]) -> FrameCache:
-    """Caches one after the other; `parts` says where each begins. Equal sentences become one task.
+    """Caches one after the other; `parts` says where each begins. Equal sentences become one task, equal plans one.
 
     ValueError, naming what differs and between which, unless all have the same cameras, picture sizes, action and
     state names and frames/s: the network has one input for each, and an action means so far in so many seconds.
@@ -65,8 +65,9 @@ def join(caches: Sequence[FrameCache]) -> FrameCache:
                 )
     frames_before = np.cumsum([0, *(len(c) for c in caches)])
     episodes_before = np.cumsum([0, *(len(c.episode_from) for c in caches)])
-    tasks = list(dict.fromkeys(task for c in caches for task in c.tasks))
-    number = {task: i for i, task in enumerate(tasks)}
+    tasks, task_index = _merged([(c.tasks, c.task_index) for c in caches])
+    plans, plan_index = _merged([(c.plans, c.plan_index) for c in caches])
+    subtasks, subtask_index = _merged([(c.subtasks, c.subtask_index) for c in caches])
 
     def chain(name: str, before: np.ndarray | None = None) -> np.ndarray:
         return np.concatenate([getattr(c, name) + (0 if before is None else before[i]) for i, c in enumerate(caches)])
@@ -79,7 +80,11 @@ def join(caches: Sequence[FrameCache]) -> FrameCache:
         timestamp=chain("timestamp"),
         frame_index=chain("frame_index"),
         episode_index=chain("episode_index", episodes_before),
-        task_index=np.concatenate([np.array([number[t] for t in c.tasks])[c.task_index] for c in caches]),
+        task_index=task_index,
+        plan_index=plan_index,
+        plans=plans,
+        subtask_index=subtask_index,
+        subtasks=subtasks,
         episode_from=chain("episode_from", frames_before),
         episode_to=chain("episode_to", frames_before),
         tasks=tasks,
@@ -90,3 +95,11 @@ def join(caches: Sequence[FrameCache]) -> FrameCache:
         meta={"root": ", ".join(str(c.meta["root"]) for c in caches), "info": first.meta.get("info"), "episodes": {}},
         parts=tuple(int(n) for n in frames_before[:-1]),
     )
+
+
+def _merged(parts: Sequence[tuple[list[str], np.ndarray]]) -> tuple[list[str], np.ndarray]:
+    """Lists of texts with indices into them as one list, each text once, and one index; -1 stays -1."""
+    texts = list(dict.fromkeys(text for some, _ in parts for text in some))
+    number = {text: i for i, text in enumerate(texts)}
+    # The last element is what an index of -1 finds.
+    return texts, np.concatenate([np.array([*(number[t] for t in some), -1])[index] for some, index in parts])

@@ -67,6 +67,9 @@ class RecordConfig:
     """
     workers: int = 0
     """Processes; 0: one per core."""
+    plans: bool = True
+    """Also write what the expert is doing and what it has still to do, in words, into LeRobot's language columns; only
+    if the environment says it (info["subtask"])."""
     keep_failures: bool = False
     """Also keep episodes in which the expert failed (meta/episodes has a column 'success')."""
     resume: bool = False

@@ -51,6 +51,8 @@ class Trajectory:
     """float32 (T, A): the label"""
     instruction: str
     success: bool
+    subtasks: list[str] | None = None
+    """what the expert was doing at each frame; none if the environment does not say"""
 
 
 def simulate(env: Any, plan: EpisodePlan, label: str, noise_steps: int = 1) -> Trajectory:
@@ -67,6 +69,7 @@ def simulate(env: Any, plan: EpisodePlan, label: str, noise_steps: int = 1) -> T
     states: list[np.ndarray] = []
     labels: list[np.ndarray] = []
     instruction = str(info["instruction"])
+    subtasks: list[str] | None = [] if "subtask" in info else None
     ended = False
     while not ended:
         clean = np.asarray(env.expert_action(), np.float32)
@@ -78,6 +81,8 @@ def simulate(env: Any, plan: EpisodePlan, label: str, noise_steps: int = 1) -> T
             pictures.append(observation["pixels"][camera].copy())  # an environment may draw into the same array
         states.append(np.array(observation["agent_pos"], np.float32))
         labels.append(clean if label == "clean" else executed)
+        if subtasks is not None:
+            subtasks.append(str(info.get("subtask", "")))
         observation, _, terminated, truncated, info = env.step(executed)
         ended = terminated or truncated
     return Trajectory(
@@ -86,6 +91,7 @@ def simulate(env: Any, plan: EpisodePlan, label: str, noise_steps: int = 1) -> T
         np.stack(labels),
         instruction,
         bool(info["is_success"]),
+        subtasks,
     )
 
 
@@ -94,8 +100,8 @@ def describe(plan: EpisodePlan) -> str:
     return f"episode {plan.index} (task '{plan.task}', seed {plan.seed})"
 
 
-def dataset_spec(env: Any, config: RecordConfig) -> DatasetSpec:
-    """What `env` says of itself. ValueError for a rate that LeRobot cannot store."""
+def dataset_spec(env: Any, config: RecordConfig, language: bool = False) -> DatasetSpec:
+    """What `env` says of itself, and whether there is `language`. ValueError for a rate that LeRobot cannot store."""
     fps = round(env.fps)
     if abs(fps - env.fps) > 1e-9 or fps < 1:
         raise ValueError(f"expected a whole number of frames a second from '{config.env}', got {env.fps}")
@@ -106,6 +112,7 @@ def dataset_spec(env: Any, config: RecordConfig) -> DatasetSpec:
         action_names=tuple(env.action_names),
         robot_type=config.env,
         pix_fmt=config.pix_fmt,
+        language=language,
     )
 
 
@@ -116,9 +123,9 @@ def record_shard(
     plans: list[EpisodePlan],
     tell: Callable[[int], None] = lambda frames: None,
 ) -> Shard:
-    """Simulate and encode `plans`. `tell`: called after every episode with the number of its frames."""
+    """Simulate and encode `plans`, one or more. `tell`: called after every episode with the number of its frames."""
     config = settings.config
-    writer = ShardWriter(settings.partial / f"shard-{index:06d}", index, dataset_spec(env, config))
+    writer: ShardWriter | None = None
     counts: dict[str, dict[str, int]] = {}
     for plan in plans:
         numbers = counts.setdefault(plan.task, {"attempted": 0, "succeeded": 0, "recorded": 0})
@@ -128,6 +135,9 @@ def record_shard(
             numbers["attempted"] += 1
             if trajectory.success:
                 break
+        if writer is None:  # whether an environment says what it does is known once it has done something
+            spec = dataset_spec(env, config, config.plans and trajectory.subtasks is not None)
+            writer = ShardWriter(settings.partial / f"shard-{index:06d}", index, spec)
         keep = trajectory.success or config.keep_failures
         numbers["succeeded"] += trajectory.success
         numbers["recorded"] += keep
@@ -145,8 +155,10 @@ def record_shard(
                 trajectory.instruction,
                 extra,
                 describe(plan),
+                trajectory.subtasks or (),
             )
         tell(len(trajectory.action) if keep else 0)
+    assert writer is not None
     return writer.finish(counts)
 
 

@@ -5,12 +5,14 @@ Its videos are finished files in a folder of their own; everything else is small
 Nothing in it says where in the dataset it will be, so shards can be recorded in any order and by any process.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from vla.data.language import Row, language_rows
 from vla.data.stats import Stats, image_histogram, image_stats, vector_stats
 from vla.data.video import MAX_SECONDS, VideoWriter
 
@@ -30,6 +32,8 @@ class DatasetSpec:
     robot_type: str = "tabletop"
     pix_fmt: str = "yuv420p"
     crf: int = 18
+    language: bool = False
+    """with LeRobot's language columns: subtasks and plans"""
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,8 @@ class Episode:
     extra: dict[str, Any]
     """further columns of meta/episodes; int, float, bool or str, the same names in every episode"""
     stats: dict[str, Stats]
+    language: tuple[Row, ...] = ()
+    """what is being done and what is still to do, from when on"""
 
 
 @dataclass
@@ -108,14 +114,18 @@ class ShardWriter:
         instruction: str,
         extra: dict[str, Any],
         name: str,
+        subtasks: Sequence[str] = (),
     ) -> None:
         """Append one episode of T >= 1 frames.
 
         `images`: {camera: uint8 (T, H, W, 3)}. `state_TS`, `action_TA`: float32. `name`: how error messages
-        call it. ValueError for shapes that differ from the spec, numbers that are not finite, no instruction.
+        call it. `subtasks`: what was being done at each frame, or nothing; only a spec with language keeps it.
+        ValueError for shapes that differ from the spec, numbers that are not finite, no instruction.
         """
         length, spec = len(action_TA), self.spec
         self._check(images, state_TS, action_TA, instruction, name)
+        if len(subtasks) not in (0, length):
+            raise ValueError(f"{name}: expected {length} subtasks, one a frame, or none, got {len(subtasks)}")
         if spec.cameras and (not self._writers or next(iter(self._writers.values())).frames > MAX_SECONDS * spec.fps):
             self._next_clip()
         from_s, to_s = 0.0, 0.0
@@ -130,7 +140,8 @@ class ShardWriter:
             stats[f"observation.images.{camera}"] = image_stats(histogram, len(chosen))
         self._looked_at += len(chosen)
         stats["observation.state"], stats["action"] = vector_stats(state_TS), vector_stats(action_TA)
-        self._episodes.append(Episode(instruction, length, self._clips - 1, from_s, to_s, extra, stats))
+        said = language_rows(subtasks, spec.fps) if spec.language else ()
+        self._episodes.append(Episode(instruction, length, self._clips - 1, from_s, to_s, extra, stats, said))
         self._state.append(np.asarray(state_TS, np.float32))
         self._action.append(np.asarray(action_TA, np.float32))
         self._frames += length

@@ -18,6 +18,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from vla.data.language import FEATURES, TOOLS, language_columns
 from vla.data.shard import DatasetSpec, Shard
 from vla.data.stats import Stats, image_stats, vector_stats
 
@@ -160,7 +161,10 @@ class DatasetWriter:
             "task_index": np.repeat(task_index, lengths),
         }
         vectors = {"observation.state": shard.state, "action": shard.action}
-        data = pa.table({n: _vector(v) for n, v in vectors.items()} | {n: pa.array(v) for n, v in columns.items()})
+        arrays = {n: _vector(v) for n, v in vectors.items()} | {n: pa.array(v) for n, v in columns.items()}
+        if shard.spec.language:
+            arrays |= language_columns([episode.language for episode in shard.episodes], lengths)
+        data = pa.table(arrays)
 
         rows = []
         for i, episode in enumerate(shard.episodes):
@@ -217,7 +221,9 @@ class DatasetWriter:
         for feature in ("timestamp", "frame_index", "episode_index", "index", "task_index"):
             dtype = "float32" if feature == "timestamp" else "int64"
             features[feature] = {"dtype": dtype, "shape": [1], "names": None}
-        return {
+        if spec.language:
+            features |= FEATURES
+        info = {
             "codebase_version": CODEBASE_VERSION,
             "fps": spec.fps,
             "features": features,
@@ -232,6 +238,7 @@ class DatasetWriter:
             "robot_type": spec.robot_type,
             "splits": {"train": f"0:{self.episodes}"},
         }
+        return info | {"tools": TOOLS} if spec.language else info
 
     # ---- resuming ------------------------------------------------------------------------------------------
 
@@ -239,11 +246,12 @@ class DatasetWriter:
         """Take up the state after the last committed shard; finish the commit if a kill came just before its
         end."""
         record = json.loads((self.root / RECORD_PATH).read_text(encoding="utf-8"))
-        if record["config"] != self.about:
-            changed = sorted(k for k in self.about if record["config"].get(k) != self.about[k])
+        then = {"plans": False} | record["config"]  # recordings of before there were plans
+        if then != {"plans": False} | self.about:
+            changed = sorted(k for k in self.about if then.get(k) != self.about[k])
             raise ValueError(
                 f"the dataset in '{self.root}' was recorded with other settings: "
-                + ", ".join(f"{k}={record['config'].get(k)!r} then, {self.about[k]!r} now" for k in changed)
+                + ", ".join(f"{k}={then.get(k)!r} then, {self.about[k]!r} now" for k in changed)
                 + "; resume with the same, or choose another folder, or --overwrite"
             )
         self.shards, self.episodes, self.frames = record["shards"], record["episodes"], record["frames"]

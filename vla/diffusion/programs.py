@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from vla import randomness
-from vla.canvas import ActionLayout, Provenance, State, revealed
+from vla.canvas import Layout, Provenance, State, revealed
 from vla.diffusion.noise import redraw
 
 COPIES = 2
@@ -120,7 +120,7 @@ def corrupt(
     digits_BHAD: Tensor,
     pad_BH: Tensor,
     key_B: Tensor,
-    layout: ActionLayout,
+    layout: Layout,
     programs: Programs,
     noise_indices: int,
     radix_AD: Tensor | None = None,

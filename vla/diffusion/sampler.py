@@ -27,7 +27,7 @@ function of its key.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -35,8 +35,10 @@ from torch import Tensor
 
 from vla import randomness
 from vla.canvas import State, climb, descend, hidden
+from vla.diffusion.domain import Domain, choose, narrow
 from vla.diffusion.noise import redraw
 from vla.model import LatticeModel, Prefix
+from vla.model.embedding import DigitHead
 
 
 @dataclass(frozen=True)
@@ -109,8 +111,14 @@ def sample(
     sampling: Sampling,
     given: State | None = None,
     trace: Trace | None = None,
+    limits: Domain | None = None,
 ) -> Sample:
-    """Fill the canvas. `key_B`: int64 (B,), one key a row. `given`: what is known beforehand (nothing by default)."""
+    """Fill the canvas. `key_B`: int64 (B,), one key a row. `given`: what is known beforehand (nothing by default).
+
+    `limits`: which tokens may be chosen (limits.py), at every evaluation. ValueError when what is given breaks them.
+    """
+    if limits is not None and given is not None:
+        narrow(limits, model.config.layout.unfold(given.digits_BNSD), model.config.layout.unfold(given.known_BNS))
     if sampling.revisions and model.quality is None:
         raise ValueError("revision needs a quality head, and this model was trained without; set revisions to 0")
     layout = model.config.layout
@@ -122,7 +130,7 @@ def sample(
         fractions = kept_fraction(t, sampling.evaluations, layout.digits, sampling.single_mask)
         cooled = 1 - (t - 1) / sampling.evaluations if sampling.anneal else 1.0
         now, sure = fill(
-            model, prefix, now, randomness.fold(key_B, t), sampling, sampling.temperature * cooled, fractions
+            model, prefix, now, randomness.fold(key_B, t), sampling, sampling.temperature * cooled, fractions, limits
         )
         if trace is not None:
             trace(now.evaluations, now.state, now.confidence_BNS)
@@ -131,7 +139,7 @@ def sample(
     for _ in range(sampling.revisions):
         now = take_back(model, prefix, now, sampling.doubt)
         key_t = randomness.fold(key_B, now.evaluations + 1)
-        now, _ = fill(model, prefix, now, key_t, sampling, 0.0, [1.0] * layout.digits)
+        now, _ = fill(model, prefix, now, key_t, sampling, 0.0, [1.0] * layout.digits, limits)
         if trace is not None:
             trace(now.evaluations, now.state, now.confidence_BNS)
     return now
@@ -145,24 +153,51 @@ def fill(
     sampling: Sampling,
     temperature: float,
     fractions: list[float],
+    limits: Domain | None = None,
 ) -> tuple[Sample, bool]:
     """One evaluation. Returns the sample, and whether it stopped early because all rows were sure."""
-    layout, state, depth = model.config.layout, now.state, now.state.depth
+    state = redraw(now.state, key_B, model.config.noise_indices, sampling.noise)
+    h_BNW = model.decode(prefix, state)
+    return decide(model.head, h_BNW, replace(now, state=state), key_B, sampling, temperature, fractions, limits)
 
-    # === 1. One evaluation of the network, under a noise index drawn anew ===
-    state = redraw(state, key_B, model.config.noise_indices, sampling.noise)
-    features = model.head.features(model.decode(prefix, state))
+
+def decide(
+    head: DigitHead,
+    h_BNW: Tensor,
+    now: Sample,
+    key_B: Tensor,
+    sampling: Sampling,
+    temperature: float,
+    fractions: list[float],
+    limits: Domain | None = None,
+) -> tuple[Sample, bool]:
+    """What an evaluation `h_BNW` of the network says about the hidden digits: of each digit level a fraction is kept.
+
+    Returns the sample, and whether all rows were so sure that everything was kept.
+    """
+    state, depth, layout = now.state, now.state.depth, head.layout
+    if limits is not None:
+        limits = narrow(limits, layout.unfold(state.digits_BNSD), layout.unfold(state.known_BNS), check=False)
+
+    # === 1. What the network says, for every digit ===
+    features = head.features(h_BNW)
 
     # === 2. A proposal for every hidden digit, coarse before fine ===
     proposal, levels, visible = state.digits_BNSD, [], state.visible_BNSD()
     for d in range(depth):
-        logits_BNSV = model.head.digit_logits(features, d, proposal)
-        probability = logits_BNSV.softmax(-1)
+        logits_BNSV = head.digit_logits(features, d, proposal)
+        scores = logits_BNSV
         if temperature > 0:
             noise = randomness.gumbel(key_B, f"digit {d}", *logits_BNSV.shape[1:])
-            chosen = (logits_BNSV.double() / temperature + noise).argmax(-1)
+            scores = logits_BNSV.double() / temperature + noise
+        if limits is None:
+            chosen = scores.argmax(-1)
         else:
-            chosen = logits_BNSV.argmax(-1)
+            known_BHA, so_far_BHAD = layout.unfold(visible[..., d]), layout.unfold(proposal)
+            chosen_BHA, mask_BHAV, limits = choose(layout.unfold(scores), d, so_far_BHAD, known_BHA, limits)
+            chosen = layout.fold(chosen_BHA)
+            logits_BNSV = logits_BNSV.masked_fill(~layout.fold(mask_BHAV), float("-inf"))
+        probability = logits_BNSV.softmax(-1).nan_to_num(0.0)
         chosen = torch.where(visible[..., d], state.digits_BNSD[..., d], chosen)
         proposal = torch.cat([proposal[..., :d], chosen.unsqueeze(-1), proposal[..., d + 1 :]], dim=-1)
         levels.append(probability.gather(-1, chosen.unsqueeze(-1)).squeeze(-1))

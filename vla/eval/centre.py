@@ -49,8 +49,23 @@ class Policy(Protocol):
 class Centre:
     """The loop in the middle: who waits, who thinks, who is next."""
 
-    def __init__(self, policy: Policy | None, pool: Pool, rows: int, seed: int, film: dict[tuple[str, bool], int]):
-        """`rows`: most observations in one call. `film`: (task, success) -> how many videos to make of it."""
+    def __init__(
+        self,
+        policy: Policy | None,
+        pool: Pool,
+        rows: int,
+        seed: int,
+        film: dict[tuple[str, bool], int],
+        delay: int = 0,
+        naive: bool = False,
+    ):
+        """`rows`: most observations in one call. `film`: (task, success) -> how many videos to make of it.
+
+        `delay`: steps that go by while the policy thinks. The robot executes the last chunk on; the policy is told what
+        these steps will be, and in-paints the rest. `naive`: it is not told.
+        """
+        self.delay, self.naive = delay, naive
+        self.tails: dict[int, np.ndarray] = {}
         self.policy, self.pool, self.most_rows, self.seed, self.film_wanted = policy, pool, rows, seed, film
         self.latencies_ms: list[float] = []
         self.steps = 0
@@ -76,6 +91,7 @@ class Centre:
                 else:
                     result, actions = rest
                     del self.episode_of[slot]
+                    self.tails.pop(slot, None)
                     begin(slot)
                     self.steps += result.length
                     self.remember(result, actions)
@@ -97,13 +113,15 @@ class Centre:
             cameras = {camera: images[camera] for camera in self.policy.cameras}
             observations.append(Observation(images=cameras, state=state, instruction=given))
             keys.append((episode_key(self.episode_of[slot], self.seed), step))
-        chunks = np.asarray(self.policy.act(observations, keys), dtype=np.float32)
+        chunks, steps = self.decide(slots, observations, keys)
         self.latencies_ms.append((time.perf_counter() - started) * 1e3)
         expected = (len(slots), self.policy.horizon, len(self.policy.action_names))
         if chunks.shape != expected:
             raise ValueError(f"expected actions of shape {expected} from the policy, got {chunks.shape}")
         for row, slot in enumerate(slots):
-            actions = chunks[row, : self.policy.n_action_steps]
+            actions = chunks[row, : steps[row]]
+            if self.delay:
+                self.tails[slot] = chunks[row, steps[row] : steps[row] + self.delay]
             if not np.isfinite(actions).all():
                 episode = self.episode_of[slot]
                 raise ValueError(
@@ -111,6 +129,24 @@ class Centre:
                     f"{episode.seed} at step {keys[row][1]}; the checkpoint is probably broken"
                 )
             self.pool.send(slot, ("chunk", slot, actions))
+
+    def decide(
+        self, slots: list[int], observations: list["Observation"], keys: list[tuple[int, int]]
+    ) -> tuple[np.ndarray, Sequence[int]]:
+        """Chunks, float32 (B, H, A), and how many steps of each to execute: a fixed number, or while it is sure."""
+        policy: Any = self.policy
+        if above := getattr(policy, "sure_above", 0.0):
+            chunk = policy.decide(observations, keys)
+            return chunk.actions_BHA, chunk.sure_steps(above).tolist()
+        steps = [policy.n_action_steps] * len(slots)
+        if not self.delay:
+            return np.asarray(policy.act(observations, keys), dtype=np.float32), steps
+        nothing = np.zeros((0, len(policy.action_names)), np.float32)
+        tails = [self.tails.get(slot, nothing) for slot in slots]
+        chunks = policy.decide(observations, keys, None if self.naive else tails).actions_BHA
+        for row, tail in enumerate(tails):
+            chunks[row, : len(tail)] = tail
+        return chunks, steps
 
     def remember(self, result: EpisodeResult, actions: np.ndarray) -> None:
         """Keep the actions of the lowest seeds of each task and outcome, to film them afterwards."""

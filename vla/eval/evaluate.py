@@ -76,6 +76,14 @@ class EvalConfig:
     """of the policy's sampler"""
     n_action_steps: int | None = None
     """execute this many actions of a chunk before looking again; none: as the checkpoint says"""
+    sure_above: float = 0.0
+    """> 0: execute a chunk for as long as the policy is that sure of it, in [0, 1], instead of n_action_steps"""
+    delay: int = 0
+    """steps that go by while the policy thinks: the robot executes the last chunk on, the policy fills in the rest"""
+    naive: bool = False
+    """with a delay: the policy is not told what is executed meanwhile"""
+    decoding: Literal["actions", "joint", "one_by_one"] = "actions"
+    """of a unified checkpoint: the actions alone, or plan, future image and actions together, or one after the other"""
     evaluations: int | None = None
     """network evaluations a chunk; none: as the checkpoint says"""
     rows: int = 8
@@ -148,13 +156,25 @@ def _load(config: EvalConfig) -> "Policy":
         evaluations=config.evaluations,
         n_action_steps=config.n_action_steps,
         rows=config.rows,
+        sure_above=config.sure_above,
+        decoding=config.decoding,
     )
+
+
+FORESEEN = 3
+"""Episodes of a unified checkpoint that are also played with everything it expects, for the report."""
+
+
+def _unified(policy: "Policy") -> bool:
+    return bool(getattr(getattr(getattr(policy, "model", None), "config", None), "unified", False))
 
 
 def _same_run(config: EvalConfig, checkpoint: str | None) -> dict[str, Any]:
     """What must not differ between the two halves of a resumed evaluation."""
     keys = ("policy", "env", "instruction", "perturbation", "seed", "n_action_steps", "evaluations", "rows")
-    return {key: getattr(config, key) for key in keys} | {"checkpoint_sha256": checkpoint}
+    identity = {key: getattr(config, key) for key in keys} | {"checkpoint_sha256": checkpoint}
+    later = {"sure_above": 0.0, "delay": 0, "naive": False, "decoding": "actions"}
+    return identity | {key: getattr(config, key) for key, usual in later.items() if getattr(config, key) != usual}
 
 
 def _prepare_folder(config: EvalConfig, todo: list[Episode], identity: dict[str, Any]) -> list[EpisodeResult]:
@@ -189,7 +209,7 @@ def _prepare_folder(config: EvalConfig, todo: list[Episode], identity: dict[str,
     return done
 
 
-def _check_fits(policy: "Policy", description: "EnvDescription") -> None:
+def _check_fits(policy: "Policy", description: "EnvDescription", config: EvalConfig) -> None:
     """Refuse a policy that was made for another robot or other cameras."""
     ours, theirs = tuple(policy.action_names), description.action_names
     if ours != theirs:
@@ -210,6 +230,13 @@ def _check_fits(policy: "Policy", description: "EnvDescription") -> None:
         )
     if not 1 <= policy.n_action_steps <= policy.horizon:
         raise ValueError(f"expected n_action_steps in 1 .. horizon = {policy.horizon}, got {policy.n_action_steps}")
+    if not 0 <= config.delay <= policy.horizon - policy.n_action_steps:
+        raise ValueError(
+            f"expected a delay of 0 .. {policy.horizon - policy.n_action_steps} steps (the horizon {policy.horizon} "
+            f"less {policy.n_action_steps} that are executed), got {config.delay}; execute fewer with --n-action-steps"
+        )
+    if config.delay and config.sure_above:
+        raise ValueError("a delay needs a fixed number of steps: leave out --sure-above")
 
 
 def _videos_wanted(config: EvalConfig, tasks: Iterable[str]) -> dict[tuple[str, bool], int]:
@@ -307,8 +334,9 @@ def evaluate(
     with Pool(settings, workers, slots) as pool:
         description = pool.describe(tasks[0])
         if policy is not None:
-            _check_fits(policy, description)
-        centre = Centre(policy, pool, config.rows, config.seed, _videos_wanted(config, tasks))
+            _check_fits(policy, description, config)
+        wanted = _videos_wanted(config, tasks)
+        centre = Centre(policy, pool, config.rows, config.seed, wanted, config.delay, config.naive)
         started = time.perf_counter()
         try:
             bar = EvalProgress(console, _name(config), len(episodes), len(done), sum(result.success for result in done))
@@ -326,6 +354,11 @@ def evaluate(
             done = write_results(lines, done)
         elapsed_s = time.perf_counter() - started
         centre.film(config.out / "videos")
+    if config.videos and policy is not None and config.perturbation is None and _unified(policy):
+        from vla.eval.foresight import foresee
+
+        some = [foresee(policy, config.env, e.task, e.seed) for e in episodes[:FORESEEN]]  # type: ignore[arg-type]
+        write_atomically(config.out / "foresight.json", json.dumps(some))
     about = make_manifest(description.renderer, checkpoint)
     about["n_action_steps"] = policy.n_action_steps if policy is not None else None
     about["sampler_seed"], about["instruction"] = config.seed, config.instruction

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from vla.eval.episodes import write_atomically
+from vla.eval.report_foresight import foresight
 from vla.eval.report_sections import (
     KINDS,
     Run,
@@ -76,6 +77,7 @@ def find(folder: Path) -> Run:
         denoise=_json(folder / "denoise.json"),
         demo=_json(folder / "demo.json"),
         dataset=_json(folder / "dataset" / "meta" / "info.json"),
+        foresight=_json(folders.get("policy", folder) / "foresight.json"),
     )
     if not (run.evaluations or run.metrics or run.denoise):
         raise ValueError(
@@ -92,7 +94,7 @@ def report(config: ReportConfig) -> Path:
     """
     run = find(config.run)
     name = config.run.resolve().name.replace("_", " ")
-    sections: tuple[Callable[[Run], str], ...] = (tasks, gallery, denoising, training, facts)
+    sections: tuple[Callable[[Run], str], ...] = (tasks, gallery, foresight, denoising, training, facts)
     body = (
         f'<header><div class="mark">Lattice</div><h1>{escape(name)}</h1><p>{introduction(run)}</p></header>'
         + headline(run)

@@ -44,6 +44,7 @@ class Run:
     denoise: dict[str, Any] | None
     demo: dict[str, Any] | None
     dataset: dict[str, Any] | None
+    foresight: list[dict[str, Any]] | None = None
 
     def results(self, kind: str) -> list[EpisodeResult]:
         """Episodes of an evaluation, or none."""

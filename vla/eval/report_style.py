@@ -94,6 +94,13 @@ figcaption span { display: block; margin-top: 3px; font-size: 12px; color: var(-
   middle; }
 .token .name, .token .time { font: 11px system-ui, sans-serif; } .token .name { text-anchor: end; }
 .chunk { display: grid; gap: 14px 20px; grid-template-columns: repeat(auto-fit, minmax(130px, 1fr)); }
+.expects { grid-template-columns: repeat(auto-fit, minmax(min(100%, 340px), 1fr)); align-items: start; }
+.foresight { padding: 12px 0; border-top: 1px solid var(--rule); }
+.foresight .told { font-size: 14px; margin-top: 8px; }
+.foresight .told span { display: block; font-weight: 400; font-size: 12px; color: var(--soft); }
+.trio { display: grid; grid-template-columns: repeat(3, minmax(0, 1fr)); gap: 8px; margin-top: 6px; }
+.trio figure { border-radius: 8px; } .trio figcaption { padding: 4px 8px 5px; font-size: 12px; color: var(--soft); }
+.trio img { image-rendering: pixelated; }
 .facts { columns: 3 300px; column-gap: 16px; margin-top: 18px; }
 .facts .card { break-inside: avoid; margin-bottom: 16px; }
 table { width: 100%; border-collapse: collapse; font-size: 13.5px; margin-top: 6px; }

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vla.canvas import ActionLayout, Provenance, State
+from vla.canvas import Layout, Provenance, State
 
 NOISE_SCALE = 0.3
 
@@ -21,7 +21,7 @@ NOISE_SCALE = 0.3
 class CanvasEmbedding(nn.Module):
     """State (B, N, S, D) -> float (B, N, W)."""
 
-    def __init__(self, layout: ActionLayout, width: int, noise_indices: int) -> None:
+    def __init__(self, layout: Layout, width: int, noise_indices: int) -> None:
         super().__init__()
         self.layout, self.noise_indices = layout, noise_indices
         base, digits = layout.base, layout.digits
@@ -72,7 +72,7 @@ class DigitHead(nn.Module):
     (coarse digit known) or from the draw just made (sampling).
     """
 
-    def __init__(self, layout: ActionLayout, width: int, hidden: int = 32) -> None:
+    def __init__(self, layout: Layout, width: int, hidden: int = 32) -> None:
         super().__init__()
         self.layout, self.hidden = layout, hidden
         self.project = nn.Linear(width, layout.dims * layout.digits * hidden)
@@ -111,7 +111,7 @@ class QualityHead(nn.Module):
     A masked model is as sure of false visible tokens as of true ones: it has to be told, on corrupted ones.
     """
 
-    def __init__(self, layout: ActionLayout, width: int) -> None:
+    def __init__(self, layout: Layout, width: int) -> None:
         super().__init__()
         self.layout = layout
         self.hidden, self.out = nn.Linear(width, width), nn.Linear(width, layout.dims * layout.digits)
@@ -122,7 +122,7 @@ class QualityHead(nn.Module):
         return self.layout.fold(_own(x, self.layout))
 
 
-def _own(x_BNA: Tensor, layout: ActionLayout) -> Tensor:
+def _own(x_BNA: Tensor, layout: Layout) -> Tensor:
     """(B, N, A, ...) -> (B, H, A, ...): of every position its own dimensions (all, or one if `per_dim`)."""
     if layout.arrangement == "per_step":
         return x_BNA

@@ -6,20 +6,26 @@
     logits = model.head(h, digits)                 # which digit?
     truth  = model.quality(h)                      # is the digit that is shown the true one?
 
+That is a policy, and all that acting costs. A unified model has further segments (`vla/model/segments.py`): what is
+given joins the prefix, `encode(..., given)`; what is asked are blocks, `decode_blocks(prefix, {segment: state})`, each
+with a port of its own. Blocks are bidirectional inside and causal between, as `vla.canvas.layout.ATTENDS` says.
+
 The prefix attends to itself only, so the cached keys and values are exact, not an approximation.
 
 Shapes: B batch, P prefix positions, N canvas positions, L words, W width, S state values.
 """
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vla.canvas import ActionLayout, State
+from vla.canvas import Layout, Segment, State, attention_mask, revealed
 from vla.canvas.layout import ActionArrangement
 from vla.model.embedding import CanvasEmbedding, DigitHead, QualityHead
+from vla.model.segments import Given, GivenEncoder, Port
 from vla.model.vision import build_vision
 
 
@@ -50,13 +56,42 @@ class ModelConfig:
     """Whether the vision also sees how a picture differs from the mean one."""
     quality: bool = False
     """Whether there is a head that judges the digits that are shown; revision needs it."""
-    layout: ActionLayout = field(init=False, repr=False, compare=False)
+    word_radices: tuple[int, ...] = ()
+    """Values of each digit of a word, for words that are asked for; (): neither instruction nor plan can be."""
+    plan_length: int = 0
+    """Most words of a plan; 0: there is no plan."""
+    code_radices: tuple[int, ...] = ()
+    """Values of each digit of an image code; (): no future image can be asked for, and no picture or actions given."""
+    codes: int = 0
+    """Codes of a picture of one camera."""
+    layout: Layout = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.width % self.heads:
             raise ValueError(f"width must be a multiple of heads, got {self.width} and {self.heads}")
-        layout = ActionLayout(self.horizon, self.action_dims, self.digits, self.base, self.arrangement)
+        layout = Layout(self.horizon, self.action_dims, self.digits, self.base, self.arrangement)
         object.__setattr__(self, "layout", layout)
+        for name in ("cameras", "word_radices", "code_radices"):  # lists, when they come from a file
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        if bool(self.plan_length) > bool(self.word_radices) or bool(self.codes) != bool(self.code_radices):
+            raise ValueError("a plan needs word_radices, and codes need code_radices; set both or neither")
+
+    @property
+    def ports(self) -> dict[Segment, tuple[int, tuple[int, ...]]]:
+        """The segments beside actions that can be asked for: (positions, radices of a token's digits)."""
+        ports = {}
+        if self.word_radices:
+            ports[Segment.INSTRUCTION] = (self.text_length, self.word_radices)
+        if self.plan_length:
+            ports[Segment.PLAN] = (self.plan_length, self.word_radices)
+        if self.codes:
+            ports[Segment.FUTURE_IMAGE] = (len(self.cameras) * self.codes, self.code_radices)
+        return ports
+
+    @property
+    def unified(self) -> bool:
+        """Whether it answers more than one question."""
+        return bool(self.ports)
 
 
 @dataclass(frozen=True)
@@ -69,6 +104,8 @@ class Prefix:
     """bool: False at padding words."""
     summary_BW: Tensor
     """The prefix in one vector, added to every canvas position."""
+    beside: Mapping[Segment, Tensor] = field(default_factory=dict)
+    """(B, N, W): what is added to the positions of a block, of those that have it."""
 
     def repeat(self, times: int) -> "Prefix":
         """Every row `times` times in a row: several corrupted copies of a sample share one prefix."""
@@ -78,13 +115,15 @@ class Prefix:
         def rows(x: Tensor) -> Tensor:
             return x.repeat_interleave(times, dim=0)
 
-        keys, values = [rows(k) for k in self.keys], [rows(v) for v in self.values]
-        return Prefix(keys, values, rows(self.visible_BP), rows(self.summary_BW))
+        return self._map(rows)
 
     def pick(self, rows: Tensor) -> "Prefix":
         """Some of the rows. `rows`: int64 (B',)."""
-        keys, values = [k[rows] for k in self.keys], [v[rows] for v in self.values]
-        return Prefix(keys, values, self.visible_BP[rows], self.summary_BW[rows])
+        return self._map(lambda x: x[rows])
+
+    def _map(self, f: Callable[[Tensor], Tensor]) -> "Prefix":
+        keys, values, beside = [f(k) for k in self.keys], [f(v) for v in self.values], self.beside
+        return Prefix(keys, values, f(self.visible_BP), f(self.summary_BW), {s: f(x) for s, x in beside.items()})
 
 
 class Block(nn.Module):
@@ -148,25 +187,115 @@ class LatticeModel(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.head = DigitHead(config.layout, width)
         self.quality = QualityHead(config.layout, width) if config.quality else None
+        if config.unified:
+            self.ports = nn.ModuleDict({s.name: Port(*shape, width) for s, shape in config.ports.items()})
+            self.given = GivenEncoder(tokens - config.text_length - 1, config.layout, width)
+            self.segment = nn.Parameter(torch.randn(len(Segment), width) * 0.02)
 
-    def encode(self, images: dict[str, Tensor], state_BS: Tensor, words_BL: Tensor) -> Prefix:
-        """uint8 (B, H, W, 3) a camera, float (B, S) in about [-1, 1], int64 (B, L) padded with 0 -> the prefix."""
+    def encode(
+        self, images: dict[str, Tensor], state_BS: Tensor, words_BL: Tensor, given: Given | None = None
+    ) -> Prefix:
+        """uint8 (B, H, W, 3) a camera, float (B, S) in about [-1, 1], int64 (B, L) padded with 0 -> the prefix.
+
+        Words that are all 0: nothing was said.
+        """
         real_BL = words_BL != 0
+        if self.config.unified:
+            real_BL[:, 0] = True
         x_BLW = self.word(words_BL) + self.word_place
         x_BLW, _ = self.reader(x_BLW, real_BL[:, None, None, :])
         weight_BL1 = real_BL.unsqueeze(-1).to(x_BLW.dtype)
         sentence_BW = self.read_norm((x_BLW * weight_BL1).sum(1) / weight_BL1.sum(1).clamp(min=1))
-        seen = [self.vision[c.replace(".", "_")](images[c], sentence_BW) for c in self.config.cameras]
-        read = torch.cat([*seen, self.state(state_BS).unsqueeze(1)], dim=1)
+        seen_BTW = self._look(images, sentence_BW)
+        read = torch.cat([seen_BTW, self.state(state_BS).unsqueeze(1)], dim=1)
         summary_BW = self.summarise(torch.cat([read, sentence_BW.unsqueeze(1)], dim=1).flatten(1))
         x_BPW = torch.cat([read, x_BLW], dim=1) + self.prefix_place
         visible_BP = torch.ones(x_BPW.shape[:2], dtype=torch.bool, device=x_BPW.device)
         visible_BP[:, -words_BL.shape[1] :] = real_BL
+        beside: dict[Segment, Tensor] = {}
+        if given is not None:
+            x_BPW, visible_BP, summary_BW, beside = self._join(
+                x_BPW, visible_BP, summary_BW, seen_BTW, sentence_BW, given
+            )
         keys, values = [], []
         for block in self.blocks:
             x_BPW, (k, v) = block(x_BPW, visible_BP[:, None, None, :])
             keys.append(k), values.append(v)
-        return Prefix(keys, values, visible_BP, summary_BW)
+        return Prefix(keys, values, visible_BP, summary_BW, beside)
+
+    def _look(self, images: dict[str, Tensor], sentence_BW: Tensor) -> Tensor:
+        """Tokens of all cameras, (B, T, W)."""
+        seen = [self.vision[c.replace(".", "_")](images[c], sentence_BW) for c in self.config.cameras]
+        return torch.cat(seen, dim=1)
+
+    def _join(
+        self, x: Tensor, visible: Tensor, summary: Tensor, seen_BTW: Tensor, sentence_BW: Tensor, given: Given
+    ) -> tuple[Tensor, Tensor, Tensor, dict[Segment, Tensor]]:
+        """The prefix with what is given: its tokens, which of them are there, its summary, what is beside blocks."""
+        joined: list[tuple[Tensor, Tensor | None]] = []
+        if given.picture is not None:
+            tokens, vector = self.given.picture(seen_BTW, self._look(given.picture, sentence_BW), given.goal)
+            joined.append((tokens, None))
+            summary = summary + vector
+        if given.actions is not None:
+            tokens, vector = self.given.actions(self.canvas(given.actions))
+            joined.append((tokens, None))
+            summary = summary + vector
+        if given.plan is not None:
+            joined.append((self.ports["PLAN"].embedding(given.plan) + self.segment[Segment.PLAN], given.plan_BL))
+        for tokens, there in joined:
+            there = torch.ones(tokens.shape[:2], dtype=torch.bool, device=x.device) if there is None else there
+            x, visible = torch.cat([x, tokens], dim=1), torch.cat([visible, there], dim=1)
+        beside = {}
+        if given.codes_BND is not None:
+            beside[Segment.FUTURE_IMAGE] = self.ports["FUTURE_IMAGE"].embedding(revealed(given.codes_BND.unsqueeze(2)))
+        return x, visible, summary, beside
+
+    def decode_blocks(
+        self, prefix: Prefix, blocks: dict[Segment, State], there: dict[Segment, Tensor] | None = None
+    ) -> dict[Segment, Tensor]:
+        """One denoising evaluation of several blocks, {segment: float (B, N, W)}.
+
+        `there`: bool (B, N), of a segment whose length differs from row to row: which positions there are.
+        """
+        order = sorted(blocks)
+        if order == [Segment.ACTION]:
+            return {Segment.ACTION: self.decode(prefix, blocks[Segment.ACTION])}
+        parts, present = [], []
+        for segment in order:
+            x_BNW = self.embedding_of(segment)(blocks[segment]) + self.segment[segment]
+            if segment in prefix.beside:
+                x_BNW = x_BNW + prefix.beside[segment]
+            parts.append(x_BNW)
+            own = (there or {}).get(segment)
+            present.append(torch.ones(x_BNW.shape[:2], dtype=torch.bool, device=x_BNW.device) if own is None else own)
+        x_BNW = torch.cat(parts, dim=1) + prefix.summary_BW.unsqueeze(1)
+        lengths = [part.shape[1] for part in parts]
+        ids = torch.tensor(order).repeat_interleave(torch.tensor(lengths))
+        between_NN = attention_mask(ids).to(x_BNW.device)
+        own_BNN = between_NN & torch.cat(present, dim=1).unsqueeze(1)
+        past_BNP = prefix.visible_BP.unsqueeze(1).expand(-1, x_BNW.shape[1], -1)
+        visible = torch.cat([past_BNP, own_BNN], dim=2).unsqueeze(1)
+        for block, k, v in zip(self.blocks, prefix.keys, prefix.values, strict=True):
+            x_BNW, _ = block(x_BNW, visible, (k, v))
+        return dict(zip(order, self.norm(x_BNW).split(lengths, dim=1), strict=True))
+
+    def embedding_of(self, segment: Segment) -> CanvasEmbedding:
+        """The embedding of a block's states. ValueError for a segment that this model cannot be asked for."""
+        return self.canvas if segment is Segment.ACTION else self._port(segment).embedding
+
+    def head_of(self, segment: Segment) -> DigitHead:
+        """The head of a block's digits. ValueError for a segment that this model cannot be asked for."""
+        return self.head if segment is Segment.ACTION else self._port(segment).head
+
+    def _port(self, segment: Segment) -> Port:
+        if segment not in self.config.ports:
+            known = ", ".join(s.name.lower() for s in (*self.config.ports, Segment.ACTION))
+            raise ValueError(
+                f"this model cannot be asked for {segment.name.lower()}, only for {known}: train one with a recipe "
+                "that has queries"
+            )
+        return self.ports[segment.name]
 
     def decode(self, prefix: Prefix, state: State) -> Tensor:
         """One denoising evaluation: the canvas attends to the prefix and to itself. Returns float (B, N, W)."""

@@ -57,6 +57,10 @@ class TextTokenizer:
         """Of these sentences, in tokens."""
         return max(len(self._tokenizer.encode(sentence).ids) for sentence in sentences)
 
+    def ids(self, sentence: str) -> list[int]:
+        """The tokens of a text of any length, the empty one too."""
+        return list(self._tokenizer.encode(sentence).ids)
+
     def encode(self, sentences: Sequence[str]) -> np.ndarray:
         """int64 (B, length). Raises ValueError for an empty sentence or one that does not fit."""
         out = np.zeros((len(sentences), self.length), dtype=np.int64)

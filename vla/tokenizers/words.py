@@ -7,6 +7,7 @@ softmax of both digits has `base` classes, and no digit is wasted.
 """
 
 import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -81,12 +82,31 @@ class WordNumerals:
         place = self.numerals.to_index(digits).clamp(max=self.vocabulary - 1)
         return self._id_V.to(digits.device)[place]
 
+    def tables(self) -> tuple[Tensor, Tensor]:
+        """int64 (V, 2), the digits of every id; and (base, base), the id of every pair of digits."""
+        every = torch.arange(self.base)
+        pairs = torch.stack(torch.meshgrid(every, every, indexing="ij"), dim=-1)
+        return self.encode(torch.arange(self.vocabulary)), self.decode(pairs)
+
     def to_dict(self) -> dict[str, Any]:
         return {"order": list(self.order)}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> "WordNumerals":
         return cls(tuple(data["order"]))
+
+
+def neighbour_counts(texts: Iterable[Sequence[int]], vocabulary: int) -> np.ndarray:
+    """float (V, 2 V): how often each id follows, and is followed by, each other one. Words of like use are near.
+
+    In square roots: a few frequent neighbours should not decide alone (Hellinger; Lebret and Collobert 2014).
+    """
+    counts = np.zeros((2, vocabulary, vocabulary), dtype=np.float64)
+    for ids in texts:
+        before, after = np.asarray(ids[:-1], dtype=np.int64), np.asarray(ids[1:], dtype=np.int64)
+        np.add.at(counts[0], (after, before), 1)
+        np.add.at(counts[1], (before, after), 1)
+    return np.sqrt(np.concatenate(counts, axis=1))
 
 
 def _arrange(vectors_VF: np.ndarray, ids: np.ndarray, base: int) -> np.ndarray:

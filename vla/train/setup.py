@@ -4,6 +4,7 @@
 import contextlib
 import copy
 import ctypes
+import functools
 import json
 import math
 import os
@@ -23,11 +24,22 @@ from vla.data.cache import FrameCache, open_cache
 from vla.data.lerobot_files import LeRobotFiles
 from vla.data.mixture import join
 from vla.diffusion import corrupt, losses, total_loss
+from vla.diffusion.joint import Vocabulary
 from vla.model import LatticeModel, ModelConfig, Prefix
 from vla.policy import Policy
 from vla.recipes import Recipe
-from vla.tokenizers import StateScaler, TextTokenizer, Tokenizers, build_action_tokenizer
+from vla.tokenizers import (
+    ImageTokenizer,
+    StateScaler,
+    TextTokenizer,
+    Tokenizers,
+    WordNumerals,
+    build_action_tokenizer,
+    neighbour_counts,
+)
+from vla.tokenizers.text import SPARE
 from vla.train.augment import harder
+from vla.train.queries import Rows, pick, query_losses
 
 
 @dataclass
@@ -45,6 +57,8 @@ class Session:
     tokenizers: Tokenizers
     words_TL: Tensor
     """int64 (tasks, words): the ids of every instruction of the dataset."""
+    plans_TL: Tensor
+    """int64 (plans, words): of every plan."""
     model: LatticeModel
     averaged: LatticeModel
     optimiser: torch.optim.Optimizer
@@ -72,7 +86,46 @@ class Session:
         actions, pad = torch.from_numpy(batch["actions"]), torch.from_numpy(batch["is_pad"])
         with self.autocast():
             prefix = model.encode(*self.inputs(batch, key_B if model is self.model else None))
-            return objective(model, prefix, self.tokenizers, self.recipe, actions, pad, key_B, step)
+            result = objective(model, prefix, self.tokenizers, self.recipe, actions, pad, key_B, step)
+            if self.recipe.queries.share and model is self.model:
+                result |= self._query(batch, step, key_B)
+                result["loss"] = self.recipe.queries.policy * result["loss"] + result["loss_query"]
+            return result
+
+    def _query(self, batch: dict[str, Any], step: int, key_B: Tensor) -> dict[str, Tensor]:
+        """The loss of this step's further question about the first rows of the batch."""
+        query = pick(self.recipe.queries, self.seed, step)
+        n = max(1, round(self.recipe.queries.share * len(batch["actions"])))
+        key_B = randomness.fold(key_B[:n], randomness.stream_id(query.name))
+        losses = query_losses(
+            self.model, self.tokenizers, self.vocabulary, self.recipe, self.rows(batch, slice(0, n)), key_B, query
+        )
+        return {"loss_query": losses.pop("loss"), **{f"{name}/{query.name}": x for name, x in losses.items()}}
+
+    def rows(self, batch: dict[str, Any], which: slice) -> Rows:
+        """Some rows of a batch that has plans and futures, on the device."""
+
+        def pictures(name: str) -> dict[str, Tensor]:
+            return {c: torch.from_numpy(batch[name][c][which]).to(self.device) for c in self.cache.cameras}
+
+        plan_B = torch.from_numpy(batch["plan_index"][which])
+        return Rows(
+            images=pictures("images"),
+            state_BS=self.tokenizers.state(torch.from_numpy(batch["state"][which])).to(self.device),
+            words_BL=self.words_TL[torch.from_numpy(batch["task_index"][which])].to(self.device),
+            actions_BHA=torch.from_numpy(batch["actions"][which]),
+            pad_BH=torch.from_numpy(batch["is_pad"][which]).to(self.device),
+            plan_BL=self.plans_TL[plan_B.clamp(min=0)].to(self.device),
+            has_plan_B=(plan_B >= 0).to(self.device),
+            future=pictures("future"),
+            goal=pictures("goal"),
+        )
+
+    @functools.cached_property
+    def vocabulary(self) -> Vocabulary:
+        """The words that are asked for."""
+        assert self.tokenizers.words is not None
+        return Vocabulary(*(table.to(self.device) for table in self.tokenizers.words.tables()))
 
     def autocast(self) -> contextlib.AbstractContextManager:
         if self.precision == "bfloat16":
@@ -142,13 +195,27 @@ def fit_tokenizers(recipe: Recipe, data: FrameCache | LeRobotFiles) -> Tokenizer
         recipe.digits,
         recipe.base,
     )
-    return Tokenizers(
-        action, StateScaler.fit(data.state, state_names), TextTokenizer.train(data.tasks, recipe.vocabulary)
-    )
+    queries, plans = recipe.queries, list(getattr(data, "plans", ()))
+    sentences = [*data.tasks, *plans] if queries.share else data.tasks
+    text = TextTokenizer.train(sentences, recipe.vocabulary)
+    made = Tokenizers(action, StateScaler.fit(data.state, state_names), text)
+    if queries.share:
+        text.length = text.longest(data.tasks) + SPARE
+        made.words = WordNumerals.fit(neighbour_counts([text.ids(s) for s in sentences], text.vocabulary + 1))
+        made.image = (
+            ImageTokenizer.load(checkpoint.resolve(queries.image_tokenizer)) if queries.image_tokenizer else None
+        )
+    return made
 
 
-def network(recipe: Recipe, tokenizers: Tokenizers, cameras: Iterable[str]) -> ModelConfig:
-    """The network of a recipe for the data that the tokenizers were fitted to."""
+def network(recipe: Recipe, tokenizers: Tokenizers, cameras: Iterable[str], plans: bool = False) -> ModelConfig:
+    """The network of a recipe for the data that the tokenizers were fitted to. `plans`: whether the data have any."""
+    image = tokenizers.image
+    if image is not None and image.image_size != recipe.image_size:
+        raise ValueError(
+            f"the image tokenizer is for pictures of {image.image_size} px and the recipe for {recipe.image_size}: "
+            "train one with vla train-tokenizer image, or set image_size"
+        )
     positions, sub_tokens = tokenizers.action.grid(recipe.horizon)
     return ModelConfig(
         cameras=tuple(cameras),
@@ -168,6 +235,10 @@ def network(recipe: Recipe, tokenizers: Tokenizers, cameras: Iterable[str]) -> M
         vision=recipe.vision,
         background=recipe.background,
         quality=recipe.programs.wrong + recipe.programs.revise > 0,
+        word_radices=tokenizers.words.numerals.radices if tokenizers.words is not None else (),
+        plan_length=recipe.queries.plan_length if tokenizers.words is not None and plans else 0,
+        code_radices=image.numerals.radices if image is not None else (),
+        codes=image.positions if image is not None else 0,
     )
 
 
@@ -193,9 +264,19 @@ def build(config: Any, recipe: Recipe) -> Session:
     names = (config.dataset,) if isinstance(config.dataset, str) else config.dataset
     cache = join([open_cache(name, image_size=recipe.image_size) for name in names])
     train_episodes, val_episodes = split_episodes(cache, recipe.holdout, config.seed, config.episodes)
-    batches = Batches(cache, recipe.horizon, recipe.batch_size, config.seed, train_episodes, config.weights)
+    asks = recipe.queries.share > 0
+    batches = Batches(
+        cache,
+        recipe.horizon,
+        recipe.batch_size,
+        config.seed,
+        train_episodes,
+        config.weights,
+        plans=asks,
+        future=asks,
+    )
     tokenizers = fit_tokenizers(recipe, cache)
-    model_config = network(recipe, tokenizers, cache.cameras)
+    model_config = network(recipe, tokenizers, cache.cameras, bool(cache.plans))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         model = LatticeModel(model_config)
@@ -223,10 +304,24 @@ def build(config: Any, recipe: Recipe) -> Session:
         batches=batches,
         tokenizers=tokenizers,
         words_TL=torch.from_numpy(tokenizers.text.encode(cache.tasks)),
+        plans_TL=_plans(tokenizers, cache.plans, model_config.plan_length),
         model=model,
         averaged=averaged,
         optimiser=torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, 0.98), fused=True),
     )
+
+
+def _plans(tokenizers: Tokenizers, plans: list[str], length: int) -> Tensor:
+    """int64 (plans, length): their words, 0 behind the end. ValueError for a plan that does not fit."""
+    ids = torch.zeros(max(len(plans), 1), max(length, 1), dtype=torch.long)
+    for row, plan in enumerate(plans if length else []):
+        words = tokenizers.text.ids(plan)
+        if len(words) > length:
+            raise ValueError(
+                f"the plan {plan!r} has {len(words)} words and there is room for {length}: set queries.plan_length"
+            )
+        ids[row, : len(words)] = torch.tensor(words, dtype=torch.long)
+    return ids
 
 
 def pick_precision(wanted: str, device: torch.device) -> str:

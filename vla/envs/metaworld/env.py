@@ -187,7 +187,12 @@ class MetaWorldEnv(gymnasium.Env):
         return obs
 
     def _info(self) -> dict[str, Any]:
-        return {"is_success": self._success, "task": self.task, "instruction": self.task_description}
+        return {
+            "is_success": self._success,
+            "task": self.task,
+            "instruction": self.task_description,
+            "subtask": self._running().subtask(),
+        }
 
 
 def _check_size(size: int, name: str) -> int:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from vla.envs.metaworld.pictures import View
+from vla.envs.metaworld.subtasks import subtask
 from vla.envs.offscreen import mujoco  # first, so that it is imported as an off-screen renderer needs it
 from vla.envs.perturbation import UNDISTURBED, Disturbance, Rectangle, Table
 
@@ -51,6 +52,7 @@ class World:
         self._places = self._sim.model.body_pos.copy(), self._sim.model.site_pos.copy()
         self.observation = np.zeros(39)
         """The simulator's full observation, of now; only the expert may look at all of it."""
+        self._wanted: np.ndarray | None = None
 
     def begin(self, seed: int) -> None:
         """Start the episode (task, seed)."""
@@ -69,19 +71,30 @@ class World:
         # observation repeats the one before it.
         mujoco.mj_forward(sim.model, sim.data)
         sim._get_obs()
-        self.observation = sim._get_obs()
+        self.observation, self._wanted = sim._get_obs(), None
 
     def step(self, action: np.ndarray) -> bool:
         """Act for 1/80 s, float32 (4,) within [-1, 1]. Returns whether the task is done now."""
         self.observation, _, _, _, info = self._sim.step(action)
+        self._wanted = None
         return bool(info["success"])
 
     def expert_action(self) -> np.ndarray:
         """What Meta-World's scripted policy would do now, clipped, float32 (4,): a function of the observation."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that it wants more than the limits: it is clipped here
-            action = self._policy.get_action(self.observation)
-        return np.clip(action, -1.0, 1.0).astype(np.float32)
+        return np.clip(self._advise(), -1.0, 1.0).astype(np.float32)
+
+    def subtask(self) -> str:
+        """What the scripted policy is doing now, a few words, never empty: a function of the observation."""
+        return subtask(self.task, self.observation, self._advise())
+
+    def _advise(self) -> np.ndarray:
+        """What the scripted policy wants now, not clipped, (4,); asked once a state."""
+        if self._wanted is None:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # that it wants more than the limits
+                # A copy: the policies for doors write into what they are given.
+                self._wanted = self._policy.get_action(self.observation.copy())
+        return self._wanted
 
     def draw(self, size: int, official: bool, disturbance: Disturbance = UNDISTURBED) -> np.ndarray:
         """The picture of now, the right way up, uint8 (size, size, 3). RuntimeError if there is no OpenGL."""

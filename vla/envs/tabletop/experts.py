@@ -125,7 +125,8 @@ def _grasp(state: State, block: Point3, name: str) -> Advice:
 
 def _lift(state: State, block: Point3, name: str) -> Advice:
     if holds(state, block):
-        return _towards(state.hand, state.hand[0], state.hand[1], CARRY + 0.01, 1.0), "lift"
+        words = "lift" if state.hand[2] < CARRY else "hold still"
+        return _towards(state.hand, state.hand[0], state.hand[1], CARRY + 0.01, 1.0), words
     return _grasp(state, block, name)
 
 
@@ -139,7 +140,8 @@ def _place(state: State, block: Point3, goal: Point, bottom: float, name: str, w
     if not held and distance < tolerance and abs(above) < 0.010:
         if state.opening < MAX_OPENING - 0.012 and _between_fingers(state, block, 0.03, 0.03, 0.04):
             return (0.0, 0.0, 0.0, -1.0), "open the gripper"
-        return _towards(hand, hand[0], hand[1], bottom + BLOCK_HALF + 0.08, -1.0), "rise"
+        top = bottom + BLOCK_HALF + 0.08
+        return _towards(hand, hand[0], hand[1], top, -1.0), "rise" if hand[2] < top - 0.01 else "hold still"
     if not held:
         return _grasp(state, block, name)
     if distance < 0.014 and above < 0.011:

@@ -30,7 +30,7 @@ def group_nll(
     log_p = []
     for z in indices:
         logits = model.head(model.decode(prefix, state.with_noise(torch.full_like(state.noise_BNS, z))), digits_BNSD)
-        nll_B = torch.zeros(len(known_BNS), dtype=torch.float64)
+        nll_B = torch.zeros(len(known_BNS), dtype=torch.float64, device=known_BNS.device)
         for d, logits_BNSV in enumerate(logits):
             nll = F.cross_entropy(logits_BNSV.flatten(0, -2), digits_BNSD[..., d].flatten(), reduction="none")
             nll_B += nll.view(known_BNS.shape).masked_fill(~newly_BNSD[..., d], 0.0).double().flatten(1).sum(1)
@@ -74,3 +74,17 @@ def chain_bits(model: LatticeModel, prefix: Prefix, digits_BNSD: Tensor, key_B: 
             state = revealed(digits_BNSD, depth * (rank_BNS < n))
             total_B += group_nll(model, prefix, state, digits_BNSD, depth * (rank_BNS <= n), False)
     return total_B / math.log(2)
+
+
+def log_likelihood(model: LatticeModel, prefix: Prefix, digits_BNSD: Tensor) -> Tensor:
+    """log p of chunks in the order of the sampler of two evaluations (coarse digits, then fine ones), float64 (B,).
+
+    Nats, under the plain mask: coarse digits given nothing, the others given all coarse ones.
+    """
+    shape, depth = digits_BNSD.shape[:-1], digits_BNSD.shape[-1]
+    nothing = torch.zeros(shape, dtype=torch.long, device=digits_BNSD.device)
+    total_B = torch.zeros(shape[0], dtype=torch.float64, device=digits_BNSD.device)
+    for known in range(depth):
+        state = revealed(digits_BNSD, nothing + known)
+        total_B -= group_nll(model, prefix, state, digits_BNSD, nothing + known + 1, False)
+    return total_B

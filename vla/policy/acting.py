@@ -1,19 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Observation in, actions with units out: the only place where tokens meet units. Needs torch, numpy, safetensors."""
+"""Observation in, actions with units out."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from vla import checkpoint, randomness
-from vla.canvas import Provenance, State, hidden, revealed
+from vla.canvas import Provenance, Segment, State, hidden, revealed
+from vla.canvas.query import ASK, Question
+from vla.diffusion.domain import Domain, settle
+from vla.diffusion.joint import Turns, one_by_one
+from vla.diffusion.limits import Limits, TokenLimits
 from vla.diffusion.sampler import Sample, Sampling, Trace, sample
 from vla.model import LatticeModel, ModelConfig
-from vla.tokenizers import Tokenizers
+from vla.policy import asking
+from vla.tokenizers import BinTokenizer, Tokenizers
 
 
 @dataclass(frozen=True)
@@ -37,6 +44,18 @@ class Chunk:
     confidence_BHA: np.ndarray
     """float32 in [0, 1]."""
 
+    def sure_steps(self, above: float, least: int = 1) -> np.ndarray:
+        """How many steps to execute before the next observation, int64 (B,): until a confidence falls below `above`.
+
+        At least `least`, at most the whole chunk. A step is as sure as its least sure dimension.
+        """
+        unsure_BH = self.confidence_BHA.min(-1) < above
+        first_B = np.where(unsure_BH.any(1), unsure_BH.argmax(1), unsure_BH.shape[1])
+        return np.maximum(first_B, least)
+
+
+Decoding = Literal["actions", "joint", "one_by_one"]
+
 
 class Policy:
     """A checkpoint that acts. `Policy.load(folder)`, then `act(observations, keys)`."""
@@ -50,8 +69,13 @@ class Policy:
         n_action_steps: int | None = None,
         seed: int = 0,
         rows: int | None = None,
+        sure_above: float = 0.0,
+        decoding: Decoding = "actions",
     ) -> None:
         """`n_action_steps`: how many steps of a chunk to execute before the next observation (half of it by default).
+        `sure_above`: > 0 executes a chunk for as long as it is that sure of all dimensions, 1 step to all of them.
+        `decoding`: of a unified model: the actions alone, which is fast; plan, future image and actions together; or
+        one segment after the other.
         `rows`: every evaluation has exactly this many rows, padded; then results do not depend on the batch size.
         None: as many rows as observations (lowest latency).
         """
@@ -64,6 +88,11 @@ class Policy:
         )
         self.sampling = sampling or Sampling()
         self.model.head.allowed_ADV.copy_(tokenizers.action.allowed_ADV())
+        self.sure_above = sure_above
+        self.decoding = decoding
+        self._limits: TokenLimits | None = None
+        if decoding != "actions" and not model.config.unified:
+            raise ValueError(f"this checkpoint knows actions alone, so it cannot decode {decoding}: use 'actions'")
         self.n_action_steps = n_action_steps or max(1, self.horizon // 2)
         if not 1 <= self.n_action_steps <= self.horizon:
             raise ValueError(f"n_action_steps must be in 1..{self.horizon} (the chunk), got {n_action_steps}")
@@ -107,21 +136,31 @@ class Policy:
         keys: list[tuple[int, int]],
         committed: list[np.ndarray] | None = None,
         trace: Trace | None = None,
+        previous: np.ndarray | None = None,
+        start: np.ndarray | None = None,
     ) -> Chunk:
-        """As `act`, with confidence. `committed`: a row, float (d, A): the first d <= H actions, on their way."""
+        """As `act`, with confidence. `committed`: a row, float (d, A): the first d <= H actions, on their way.
+
+        `previous`, `start`: float (B, A), where limits of change and of reach begin (`limit`).
+        """
         if len(observations) != len(keys):
             raise ValueError(f"expected one key for each of {len(observations)} observations, got {len(keys)}")
         rows = self.rows or len(observations)
         actions, confidence = [], []
-        for start in range(0, len(observations), rows):
-            part, part_keys = observations[start : start + rows], keys[start : start + rows]
-            given = committed[start : start + rows] if committed is not None else None
+        for start_row in range(0, len(observations), rows):
+            end = min(start_row + rows, len(observations))
+            part, part_keys = observations[start_row:end], keys[start_row:end]
+            given = committed[start_row:end] if committed is not None else None
             filling = rows - len(part)
             result = self._decide_rows(
                 part + part[-1:] * filling,
                 part_keys + part_keys[-1:] * filling,
                 given + given[-1:] * filling if given is not None else None,
                 trace,
+                *(
+                    None if x is None else np.concatenate([x[start_row:end], x[end - 1 : end].repeat(filling, 0)])
+                    for x in (previous, start)
+                ),
             )
             actions.append(result[0][: len(part)])
             confidence.append(result[1][: len(part)])
@@ -134,42 +173,125 @@ class Policy:
         keys: list[tuple[int, int]],
         committed: list[np.ndarray] | None,
         trace: Trace | None,
+        previous: np.ndarray | None = None,
+        start: np.ndarray | None = None,
     ) -> tuple[Tensor, Tensor]:
+        if self.decoding != "actions":
+            return self._decide_jointly(observations, keys, committed, previous, start)
         layout = self.model.config.layout
         key_B = randomness.fold(self.seed, *(torch.tensor(k) for k in zip(*keys, strict=True))).to(self.device)
-        prefix = self.model.encode(*self._inputs(observations))
+        prefix = self.model.encode(*self.inputs(observations))
         given = self._commit(committed, len(observations)) if committed is not None else None
-        result: Sample = sample(self.model, prefix, key_B, self.sampling, given, trace)
+        domain = self.domain(len(observations), previous, start, committed or ())
+        result: Sample = sample(self.model, prefix, key_B, self.sampling, given, trace, domain)
         digits_BHAD = layout.unfold(result.state.digits_BNSD)
         offset = layout.unfold(result.fine_offset_BNS) if self.sampling.expectation else None
         actions_BHA, confidence_BHA = (
             self.tokenizers.action.decode(digits_BHAD, offset),
             layout.unfold(result.confidence_BNS),
         )
+        if domain is not None and offset is not None:
+            actions_BHA = settle(self.tokenizers.action.decode(digits_BHAD), actions_BHA, domain)
         for row, actions in enumerate(committed or ()):  # on their way already: as they are, not as the nearest bin
             actions_BHA[row, : len(actions)] = torch.as_tensor(np.asarray(actions, np.float32), device=self.device)
         if not self.tokenizers.action.time_aligned:  # a token speaks about all steps: one confidence for all of them
             confidence_BHA = confidence_BHA.mean((1, 2), keepdim=True).expand(actions_BHA.shape)
         return actions_BHA, confidence_BHA
 
-    def _inputs(self, observations: list[Observation]) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+    def domain(
+        self,
+        batch: int,
+        previous: np.ndarray | None = None,
+        start: np.ndarray | None = None,
+        committed: Sequence[np.ndarray] = (),
+    ) -> Domain | None:
+        """Which tokens the limits leave to a chunk; None without limits."""
+        if self._limits is None:
+            return None
+        return self._limits.begin(batch, self.horizon, previous, start, committed)
+
+    def _decide_jointly(
+        self,
+        observations: list[Observation],
+        keys: list[tuple[int, int]],
+        committed: list[np.ndarray] | None,
+        previous: np.ndarray | None,
+        start: np.ndarray | None,
+    ) -> tuple[Tensor, Tensor]:
+        """Actions by way of plan and future image, as far as the model has them."""
+        if committed is not None:
+            raise ValueError("committed actions need decoding='actions'")
+        ports = self.model.config.ports
+        also: dict[str, Any] = {
+            n: ASK for n, s in (("plan", Segment.PLAN), ("future_image", Segment.FUTURE_IMAGE)) if s in ports
+        }
+        questions = [Question(o.images, o.state, o.instruction, actions=ASK, **also) for o in observations]
+        asked = questions[0].query.asked
+        turns = one_by_one(asked, self.sampling.evaluations) if self.decoding == "one_by_one" else None
+        found = asking.ask(self, questions, keys, None, turns, previous, start).actions
+        assert found is not None
+        return torch.from_numpy(found.values), torch.from_numpy(found.confidence)
+
+    def limit(self, limits: Limits | None) -> None:
+        """Keep these limits from now on, in every chunk: masks on the logits at every evaluation (limits.py).
+
+        None: no limits. ValueError for limits that cannot be kept, or tokens that are not aligned with time.
+        """
+        self._limits = None
+        if limits is None:
+            return
+        tokenizer = self.tokenizers.action
+        if not isinstance(tokenizer, BinTokenizer):
+            raise ValueError(
+                f"limits need action tokens that are each a time and a dimension; '{tokenizer.kind}' has none"
+            )
+        if list(limits.names) != list(self.action_names):
+            raise ValueError(f"expected limits of {self.action_names}, got limits of {list(limits.names)}")
+        every_VAD = tokenizer.numerals.to_digits(torch.arange(tokenizer.bins))[:, None].expand(-1, tokenizer.dims, -1)
+        self._limits = TokenLimits(limits, tokenizer.decode(every_VAD).T, tokenizer.allowed_ADV().to(self.device))
+
+    def ask(
+        self,
+        questions: Sequence[Question],
+        keys: Sequence[tuple[int, int]],
+        evaluations: int | None = None,
+        turns: Turns | None = None,
+        previous: np.ndarray | None = None,
+        start: np.ndarray | None = None,
+    ) -> "asking.Answer":
+        """Any question to the joint distribution: see `vla.policy.asking.ask`."""
+        return asking.ask(self, questions, keys, evaluations, turns, previous, start)
+
+    def score(self, questions: Sequence[Question]) -> np.ndarray:
+        """How likely given actions are, float64 (B,), nats: see `vla.policy.asking.score`."""
+        return asking.score(self, questions)
+
+    def inputs(
+        self, observations: Sequence[Observation], told: bool = True
+    ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        """What `LatticeModel.encode` reads. `told`: False leaves the instruction out. ValueError: a wrong picture."""
+        images = self.pictures([o.images for o in observations])
+        state_BS = torch.from_numpy(np.stack([np.asarray(o.state, np.float32) for o in observations])).to(self.device)
+        if told:
+            words = self.tokenizers.text.encode([o.instruction for o in observations])
+        else:
+            words = np.zeros((len(observations), self.tokenizers.text.length), dtype=np.int64)
+        return images, self.tokenizers.state(state_BS), torch.from_numpy(words).to(self.device)
+
+    def pictures(self, rows: Sequence[dict[str, np.ndarray]], what: str = "") -> dict[str, Tensor]:
+        """{camera: uint8 (B, H, W, 3)} on the device. `what`: names them in errors. ValueError for a wrong picture."""
         size = self.image_size
-        for o in observations:
-            if missing := set(self.cameras) - set(o.images):
-                raise ValueError(f"the checkpoint needs cameras {list(self.cameras)}; missing {sorted(missing)}")
+        for row in rows:
+            if missing := set(self.cameras) - set(row):
+                raise ValueError(f"the checkpoint needs cameras {list(self.cameras)}; missing {sorted(missing)} {what}")
             for camera in self.cameras:
-                image = o.images[camera]
+                image = row[camera]
                 if image.shape != (size, size, 3) or image.dtype != np.uint8:
                     raise ValueError(
-                        f"camera '{camera}': expected uint8 ({size}, {size}, 3), got {image.dtype} {image.shape}; "
-                        "resize it the way the training data were resized"
+                        f"camera '{camera}'{what and ' of ' + what}: expected uint8 ({size}, {size}, 3), got "
+                        f"{image.dtype} {image.shape}; resize it the way the training data were resized"
                     )
-        images = {
-            c: torch.from_numpy(np.stack([o.images[c] for o in observations])).to(self.device) for c in self.cameras
-        }
-        state_BS = torch.from_numpy(np.stack([np.asarray(o.state, np.float32) for o in observations])).to(self.device)
-        words_BL = torch.from_numpy(self.tokenizers.text.encode([o.instruction for o in observations])).to(self.device)
-        return images, self.tokenizers.state(state_BS), words_BL
+        return {c: torch.from_numpy(np.stack([row[c] for row in rows])).to(self.device) for c in self.cameras}
 
     def _commit(self, committed: list[np.ndarray], batch: int) -> State:
         """Committed actions as given tokens: real-time chunking is in-painting."""
@@ -219,6 +341,8 @@ class Policy:
         n_action_steps: int | None = None,
         seed: int = 0,
         rows: int | None = None,
+        sure_above: float = 0.0,
+        decoding: Decoding = "actions",
     ) -> "Policy":
         """Load a checkpoint: a folder, or a name of a shipped one ("tabletop_nano").
 
@@ -245,4 +369,6 @@ class Policy:
             n_action_steps or config["n_action_steps"],
             seed,
             rows,
+            sure_above,
+            decoding,
         )

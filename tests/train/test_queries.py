@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training on every query at once: all of the network learns, runs resume exactly, eight queries can be measured."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from tests.conftest import tiny_config
+from vla import recipes
+from vla.bench.query_answers import MEASURES, HeldOut, answers
+from vla.bench.query_limits import broken_limits, changed_prefixes, foreign_tokens
+from vla.canvas.query import QUERIES
+from vla.data.batches import split_episodes
+from vla.data.cache import open_cache
+from vla.eval.evaluate import EvalConfig, evaluate
+from vla.policy import Policy
+from vla.tokenizers import ImageTokenizer
+from vla.train.loop import train
+from vla.train.queries import pick, query_losses
+from vla.train.setup import build
+
+
+@pytest.fixture(scope="module")
+def unified(tmp_path_factory):
+    """(config, run): six steps of a small unified network on 64 px, with checkpoints at 3 and 6."""
+    from vla.data.record import RecordConfig, record
+
+    room = tmp_path_factory.mktemp("unified")
+    record(RecordConfig(suite="demo", episodes=10, out=room / "data", shard_episodes=10, workers=1))
+    torch.manual_seed(0)
+    (room / "image").mkdir()
+    ImageTokenizer(64, levels=(5, 3), width=16, cameras=("front",)).save(room / "image")
+    settings = ("image_size=64", "queries.share=0.5", f"queries.image_tokenizer={room / 'image'}")
+    config = tiny_config(room / "data", room / "run", set=settings, steps=6, save_interval=3, val_interval=6)
+    train(config)
+    return config, room / "run"
+
+
+def test_a_resumed_unified_run_is_bit_identical(unified, tmp_path):
+    config, run = unified
+    (tmp_path / "checkpoints").mkdir()
+    shutil.copytree(run / "checkpoints" / "0000003", tmp_path / "checkpoints" / "0000003")
+    train(tiny_config(config.dataset, tmp_path, set=config.set, steps=6, save_interval=3, val_interval=6, resume=True))
+    for name in ("model.safetensors", "training.safetensors"):
+        ours, theirs = (folder / "checkpoints" / "0000006" / name for folder in (tmp_path, run))
+        assert ours.read_bytes() == theirs.read_bytes()
+
+
+def test_every_query_has_a_loss_and_every_parameter_a_gradient(unified):
+    config, _ = unified
+    session = build(config, recipes.get(config.recipe, config.set))
+    batch = session.batches.batch(0)
+    key_B = torch.arange(8) + 1
+    rows = session.rows(batch, slice(0, 8))
+    asked = session.recipe.queries.weights()
+    for name in asked:
+        losses = query_losses(
+            session.model, session.tokenizers, session.vocabulary, session.recipe, rows, key_B, QUERIES[name]
+        )
+        assert torch.isfinite(losses["loss"]), name
+        expected = {f"loss_{segment.name.lower()}" for segment in QUERIES[name].asked}
+        assert expected == losses.keys() - {"loss"}
+        losses["loss"].backward()
+    session.losses(batch, 0)["loss"].backward()
+    silent = [name for name, p in session.model.named_parameters() if p.grad is None]
+    assert not silent
+    drawn = {pick(session.recipe.queries, 0, step).name for step in range(60)}
+    assert drawn == set(asked)
+
+
+def test_rows_without_actions_teach_pictures_only(unified):
+    config, _ = unified
+    session = build(config, recipes.get(config.recipe, config.set))
+    rows = session.rows(session.batches.batch(0), slice(0, 8))
+    rows.pad_BH.fill_(True)
+    losses = query_losses(
+        session.model, session.tokenizers, session.vocabulary, session.recipe, rows, torch.arange(8), QUERIES["joint"]
+    )
+    assert losses["loss_action"] == 0 and losses["loss_future_image"] > 0
+
+
+def test_the_eight_queries_are_measured_beside_an_answer_without_a_network(unified):
+    config, run = unified
+    cache = open_cache(config.dataset, image_size=64)
+    policy = Policy.load(run / "checkpoints" / "last")
+    data = HeldOut(policy, cache, *split_episodes(cache, 0.4, 0), seed=0)
+    compared = answers(data)
+    assert list(compared) == list(MEASURES) and len(compared) == 8
+    for name, found in compared.items():
+        assert found.ours.shape == found.baseline.shape == (4,), name
+        assert np.isfinite(found.ours).all() and np.isfinite(found.baseline).all(), name
+    exact = data.action_error(data.chunks(data.frames_B)[0], data.frames_B)
+    assert np.abs(exact).max() == 0  # the truth has no error
+    assert foreign_tokens(data)[0] == 0
+    assert broken_limits(policy, 300) == (0, 300)
+    assert changed_prefixes(data, 6) == (1.0, 6)
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"decoding": "joint"},
+        {"decoding": "one_by_one"},
+        {"sure_above": 0.01},
+        {"delay": 2},
+        {"delay": 2, "naive": True},
+    ],
+)
+def test_a_unified_checkpoint_runs_in_every_way(unified, tmp_path, how):
+    _, run = unified
+    checkpoint = str(run / "checkpoints" / "last")
+    videos = 1 if how == {"decoding": "joint"} else 0
+    config = EvalConfig(policy=checkpoint, tasks=("reach",), episodes=2, workers=1, out=tmp_path, videos=videos, **how)
+    assert evaluate(config)["n"] == 2
+    if videos:
+        episodes = json.loads((tmp_path / "foresight.json").read_text())
+        assert {"now", "predicted", "true"} == episodes[0]["decisions"][0]["pictures"].keys()
+        from vla.eval.report import ReportConfig, report
+
+        page = report(ReportConfig(run=tmp_path)).read_text()
+        assert "What it expects" in page and "how sure" in page.lower()

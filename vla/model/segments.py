@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a unified model has beyond the policy: further segments that can be asked for, and further ones to be given.
+
+A segment that is asked for has a port: an embedding of its lattice states and a head for its own vocabulary, so that a
+token of one segment can never appear in another. A segment that is given joins the prefix:
+
+    a picture (the future, or a goal)   is looked at by the vision of the observation: its tokens, and what it shows
+                                        beside the present one in one vector for the summary
+    actions                             their canvas embedding, and a vector for the summary
+    the picture that is seen now        as codes, added to the positions of the future image that is asked for: each
+                                        code is told what is there now, and no position is added to the sequence
+
+Shapes: B batch, N positions, W width, L codes a picture, D digits.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from vla.canvas import Layout, State
+from vla.model.embedding import CanvasEmbedding, DigitHead
+
+
+@dataclass(frozen=True)
+class Given:
+    """What joins the prefix beside observation, robot state and instruction."""
+
+    picture: dict[str, Tensor] | None = None
+    """A camera: uint8 (B, H, W, 3), what will be seen."""
+    goal: bool = False
+    """It is what is wanted some time later; False: what is seen at the end of this chunk."""
+    actions: State | None = None
+    """(B, N, S, D), all known."""
+    plan: State | None = None
+    """(B, L, 1, D), all known, and `plan_BL`: bool, which positions there are."""
+    plan_BL: Tensor | None = None
+    codes_BND: Tensor | None = None
+    """int64 (B, cameras * L, D): the picture that is seen now, for a future image that is asked for."""
+
+
+class Port(nn.Module):
+    """Lattice states of a segment in, logits of its digits out. `radices`: how many values each digit has."""
+
+    def __init__(self, positions: int, radices: tuple[int, ...], width: int) -> None:
+        super().__init__()
+        self.layout = Layout(positions, 1, len(radices), max(radices))
+        self.embedding = CanvasEmbedding(self.layout, width, 1)
+        self.head = DigitHead(self.layout, width)
+        values = torch.arange(self.layout.base)
+        self.head.allowed_ADV.copy_(values < torch.tensor(radices).view(1, -1, 1))
+
+
+class GivenEncoder(nn.Module):
+    """What is given, as prefix tokens and as one vector that is added to the summary of the prefix."""
+
+    def __init__(self, seen_tokens: int, chunk: Layout, width: int) -> None:
+        super().__init__()
+        self.picture_place = nn.Parameter(torch.randn(2, seen_tokens, width) * 0.02)  # future, goal
+        self.action_place = nn.Parameter(torch.randn(chunk.positions, width) * 0.02)
+        self.pictures = _mixer(2 * seen_tokens * width, width)
+        self.chunk = _mixer(chunk.positions * width, width)
+
+    def picture(self, seen_BTW: Tensor, given_BTW: Tensor, goal: bool) -> tuple[Tensor, Tensor]:
+        """Tokens of the present and of the given picture -> (tokens for the prefix, vector for the summary)."""
+        tokens_BTW = given_BTW + self.picture_place[int(goal)]
+        return tokens_BTW, self.pictures(torch.cat([seen_BTW, tokens_BTW], dim=1).flatten(1))
+
+    def actions(self, embedded_BNW: Tensor) -> tuple[Tensor, Tensor]:
+        """The canvas embedding of given actions -> (tokens for the prefix, vector for the summary)."""
+        return embedded_BNW + self.action_place, self.chunk(embedded_BNW.flatten(1))
+
+
+def _mixer(inputs: int, width: int) -> nn.Module:
+    return nn.Sequential(nn.Linear(inputs, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
