@@ -104,6 +104,7 @@ def test_the_eight_queries_are_measured_beside_an_answer_without_a_network(unifi
     [
         {"decoding": "joint"},
         {"decoding": "one_by_one"},
+        {"decoding": "thinking"},
         {"sure_above": 0.01},
         {"delay": 2},
         {"delay": 2, "naive": True},

@@ -39,7 +39,7 @@ def split_episodes(
     """
     if not 0 <= holdout_fraction < 1:
         raise ValueError(f"expected a holdout_fraction in [0, 1), got {holdout_fraction}")
-    episodes = _chosen(chosen, len(cache.episode_from))
+    episodes = chosen_episodes(chosen, len(cache.episode_from))
     n = len(episodes)
     held = round(n * holdout_fraction)
     if holdout_fraction > 0:
@@ -48,7 +48,7 @@ def split_episodes(
     return np.sort(order[held:]), np.sort(order[:held])
 
 
-def _chosen(text: str, n: int) -> np.ndarray:
+def chosen_episodes(text: str, n: int) -> np.ndarray:
     """ "0:3,7" -> 0, 1, 2, 7; "" -> all n."""
     if not text:
         return np.arange(n)

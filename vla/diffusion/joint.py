@@ -30,6 +30,8 @@ from vla.model.embedding import DigitHead
 Turns = Mapping[Segment, tuple[int, int]]
 """Of each segment the first and the last evaluation of its turn, from 1."""
 TEXTS = (Segment.INSTRUCTION, Segment.PLAN)
+TEXT_EVALUATIONS = 5
+"""Of a text, whose length has to be found first."""
 
 
 @dataclass(frozen=True)
@@ -73,8 +75,12 @@ def together(asked: Sequence[Segment], evaluations: int) -> Turns:
 
 
 def one_by_one(asked: Sequence[Segment], evaluations: int) -> Turns:
-    """One segment after the other, `evaluations` each."""
-    return {segment: (1 + i * evaluations, (i + 1) * evaluations) for i, segment in enumerate(sorted(asked))}
+    """One segment after the other, `evaluations` each, but TEXT_EVALUATIONS for a text."""
+    turns, last = {}, 0
+    for segment in sorted(asked):
+        first, last = last + 1, last + (max(evaluations, TEXT_EVALUATIONS) if segment in TEXTS else evaluations)
+        turns[segment] = (first, last)
+    return turns
 
 
 @torch.no_grad()

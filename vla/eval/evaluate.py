@@ -82,8 +82,9 @@ class EvalConfig:
     """steps that go by while the policy thinks: the robot executes the last chunk on, the policy fills in the rest"""
     naive: bool = False
     """with a delay: the policy is not told what is executed meanwhile"""
-    decoding: Literal["actions", "joint", "one_by_one"] = "actions"
-    """of a unified checkpoint: the actions alone, or plan, future image and actions together, or one after the other"""
+    decoding: Literal["actions", "joint", "one_by_one", "thinking"] = "actions"
+    """of a unified checkpoint: the actions alone; plan, future image and actions together; one after the other; or
+    thinking: a plan first where the actions alone are unsure"""
     evaluations: int | None = None
     """network evaluations a chunk; none: as the checkpoint says"""
     rows: int = 8

@@ -54,7 +54,7 @@ class Chunk:
         return np.maximum(first_B, least)
 
 
-Decoding = Literal["actions", "joint", "one_by_one"]
+Decoding = Literal["actions", "joint", "one_by_one", "thinking"]
 
 
 class Policy:
@@ -71,11 +71,13 @@ class Policy:
         rows: int | None = None,
         sure_above: float = 0.0,
         decoding: Decoding = "actions",
+        think_below: float = 0.2,
     ) -> None:
         """`n_action_steps`: how many steps of a chunk to execute before the next observation (half of it by default).
         `sure_above`: > 0 executes a chunk for as long as it is that sure of all dimensions, 1 step to all of them.
-        `decoding`: of a unified model: the actions alone, which is fast; plan, future image and actions together; or
-        one segment after the other.
+        `decoding`: of a unified model: the actions alone, which is fast; plan, future image and actions together; one
+        segment after the other; or "thinking": the actions alone, and a plan first where one of the steps that are to
+        be executed is less sure than `think_below`.
         `rows`: every evaluation has exactly this many rows, padded; then results do not depend on the batch size.
         None: as many rows as observations (lowest latency).
         """
@@ -89,7 +91,8 @@ class Policy:
         self.sampling = sampling or Sampling()
         self.model.head.allowed_ADV.copy_(tokenizers.action.allowed_ADV())
         self.sure_above = sure_above
-        self.decoding = decoding
+        self.decoding, self.think_below = decoding, think_below
+        self.thoughts = 0
         self._limits: TokenLimits | None = None
         if decoding != "actions" and not model.config.unified:
             raise ValueError(f"this checkpoint knows actions alone, so it cannot decode {decoding}: use 'actions'")
@@ -176,8 +179,31 @@ class Policy:
         previous: np.ndarray | None = None,
         start: np.ndarray | None = None,
     ) -> tuple[Tensor, Tensor]:
-        if self.decoding != "actions":
-            return self._decide_jointly(observations, keys, committed, previous, start)
+        if self.decoding == "actions":
+            return self._decide_actions(observations, keys, committed, trace, previous, start)
+        if committed is not None:
+            raise ValueError(f"committed actions need decoding='actions', not '{self.decoding}'")
+        if self.decoding != "thinking":
+            return self._decide_jointly(observations, keys, previous, start)
+        quick, confidence = self._decide_actions(observations, keys, None, trace, previous, start)
+        unsure_B = confidence[:, : self.n_action_steps].flatten(1).amin(1) < self.think_below
+        if not bool(unsure_B.any()):
+            return quick, confidence
+        self.thoughts += int(unsure_B.sum())
+        slow, surer = self._decide_jointly(observations, keys, previous, start)
+        unsure_B11 = unsure_B[:, None, None]
+        return torch.where(unsure_B11, slow, quick), torch.where(unsure_B11, surer, confidence)
+
+    def _decide_actions(
+        self,
+        observations: list[Observation],
+        keys: list[tuple[int, int]],
+        committed: list[np.ndarray] | None,
+        trace: Trace | None,
+        previous: np.ndarray | None,
+        start: np.ndarray | None,
+    ) -> tuple[Tensor, Tensor]:
+        """The fast path: no other segment is evaluated."""
         layout = self.model.config.layout
         key_B = randomness.fold(self.seed, *(torch.tensor(k) for k in zip(*keys, strict=True))).to(self.device)
         prefix = self.model.encode(*self.inputs(observations))
@@ -214,23 +240,20 @@ class Policy:
         self,
         observations: list[Observation],
         keys: list[tuple[int, int]],
-        committed: list[np.ndarray] | None,
         previous: np.ndarray | None,
         start: np.ndarray | None,
     ) -> tuple[Tensor, Tensor]:
-        """Actions by way of plan and future image, as far as the model has them."""
-        if committed is not None:
-            raise ValueError("committed actions need decoding='actions'")
-        ports = self.model.config.ports
-        also: dict[str, Any] = {
-            n: ASK for n, s in (("plan", Segment.PLAN), ("future_image", Segment.FUTURE_IMAGE)) if s in ports
-        }
+        """Actions by way of a plan, and of the future image (but when thinking), as far as the model has them."""
+        names = {"plan": Segment.PLAN}
+        if self.decoding != "thinking":
+            names["future_image"] = Segment.FUTURE_IMAGE
+        also: dict[str, Any] = {name: ASK for name, segment in names.items() if segment in self.model.config.ports}
         questions = [Question(o.images, o.state, o.instruction, actions=ASK, **also) for o in observations]
         asked = questions[0].query.asked
-        turns = one_by_one(asked, self.sampling.evaluations) if self.decoding == "one_by_one" else None
+        turns = one_by_one(asked, self.sampling.evaluations) if self.decoding != "joint" else None
         found = asking.ask(self, questions, keys, None, turns, previous, start).actions
         assert found is not None
-        return torch.from_numpy(found.values), torch.from_numpy(found.confidence)
+        return torch.from_numpy(found.values).to(self.device), torch.from_numpy(found.confidence).to(self.device)
 
     def limit(self, limits: Limits | None) -> None:
         """Keep these limits from now on, in every chunk: masks on the logits at every evaluation (limits.py).
@@ -343,6 +366,7 @@ class Policy:
         rows: int | None = None,
         sure_above: float = 0.0,
         decoding: Decoding = "actions",
+        think_below: float = 0.2,
     ) -> "Policy":
         """Load a checkpoint: a folder, or a name of a shipped one ("tabletop_nano").
 
@@ -371,4 +395,5 @@ class Policy:
             rows,
             sure_above,
             decoding,
+            think_below,
         )

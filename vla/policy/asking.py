@@ -20,7 +20,7 @@ from vla import randomness
 from vla.canvas import Provenance, Segment, State, revealed
 from vla.canvas.query import Part, Partly, Query, Question, part_of
 from vla.diffusion.domain import Domain, settle
-from vla.diffusion.joint import Joint, Turns, Vocabulary, Written, sample_blocks, together
+from vla.diffusion.joint import TEXT_EVALUATIONS, Joint, Turns, Vocabulary, Written, sample_blocks, together
 from vla.diffusion.likelihood import log_likelihood
 from vla.model import Given, Prefix
 
@@ -66,9 +66,9 @@ def ask(
 ) -> Answer:
     """Answer questions of one shape. `keys`: (episode seed, environment step) of each, all its randomness.
 
-    `evaluations`: of the network, the policy's by default (texts: at least TEXT_EVALUATIONS). `turns`: which segment is
-    filled when (`vla.diffusion.joint`); all together by default. `previous`, `start`: where the policy's limits begin,
-    which actions that are asked for keep. ValueError for questions of different shapes, segments
+    `evaluations`: of the network, the policy's by default (with a text: at least TEXT_EVALUATIONS). `turns`: which
+    segment is filled when (`vla.diffusion.joint`); all together by default. `previous`, `start`: where the policy's
+    limits begin, which actions that are asked for keep. ValueError for questions of different shapes, segments
     that the checkpoint cannot be asked for, and pictures or actions of the wrong shape.
     """
     query = _one_shape(questions, keys)
@@ -80,19 +80,15 @@ def ask(
         prefix = _prefix(policy, questions, query)
         if turns is None:
             count = evaluations or policy.sampling.evaluations
+            if {Segment.PLAN, Segment.INSTRUCTION} & set(query.asked):
+                count = max(count, TEXT_EVALUATIONS)
             turns = together(query.asked, count)
-            for text in {Segment.PLAN, Segment.INSTRUCTION} & set(query.asked):
-                turns = {**turns, text: (1, max(count, TEXT_EVALUATIONS))}
         given = {}
         if query.actions is Part.PARTLY:
             given[Segment.ACTION] = _partly(policy, [q.actions for q in questions])
         domain = policy.domain(len(questions), previous, start) if Segment.ACTION in query.asked else None
         result = sample_blocks(model, prefix, key_B, turns, policy.sampling, words_of(policy), given, domain)
         return _answer(policy, result, questions, query, domain)
-
-
-TEXT_EVALUATIONS = 5
-"""Of a text, whose length has to be found first."""
 
 
 def score(policy: "Policy", questions: Sequence[Question]) -> np.ndarray:

@@ -19,6 +19,8 @@ class TrainConfig:
     """Which share of the samples comes from each of several datasets, e.g. 3 1; none: as many as it has frames."""
     episodes: str = ""
     """Which episodes to learn from, e.g. 0:450,500; none: all. Numbers go on through several datasets."""
+    action_free: str = ""
+    """Of these, which have no actions to learn from (a person's video): their pictures and plans alone are learnt."""
     out: Path = Path("runs/train")
     """Run folder: checkpoints/, metrics.jsonl, tensorboard/."""
     recipe: str = "tabletop_nano"

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from vla import checkpoint, randomness, recipes
-from vla.data.batches import Batches, split_episodes
+from vla.data.batches import Batches, chosen_episodes, split_episodes
 from vla.data.cache import FrameCache, open_cache
 from vla.data.lerobot_files import LeRobotFiles
 from vla.data.mixture import join
@@ -83,7 +83,7 @@ class Session:
         """The losses of one batch, "loss" the total. Masks and noise: a function of (seed, step, place in it)."""
         model = model or self.model
         key_B = randomness.fold(self.seed, step, torch.arange(len(batch["actions"]))).to(self.device)
-        actions, pad = torch.from_numpy(batch["actions"]), torch.from_numpy(batch["is_pad"])
+        actions, pad = torch.from_numpy(batch["actions"]), torch.from_numpy(_unknown(batch))
         with self.autocast():
             prefix = model.encode(*self.inputs(batch, key_B if model is self.model else None))
             result = objective(model, prefix, self.tokenizers, self.recipe, actions, pad, key_B, step)
@@ -114,7 +114,7 @@ class Session:
             state_BS=self.tokenizers.state(torch.from_numpy(batch["state"][which])).to(self.device),
             words_BL=self.words_TL[torch.from_numpy(batch["task_index"][which])].to(self.device),
             actions_BHA=torch.from_numpy(batch["actions"][which]),
-            pad_BH=torch.from_numpy(batch["is_pad"][which]).to(self.device),
+            pad_BH=torch.from_numpy(_unknown(batch)[which]).to(self.device),
             plan_BL=self.plans_TL[plan_B.clamp(min=0)].to(self.device),
             has_plan_B=(plan_B >= 0).to(self.device),
             future=pictures("future"),
@@ -149,6 +149,11 @@ class Session:
     def policy(self) -> Policy:
         """A policy that acts with the averaged weights."""
         return Policy(self.averaged, self.tokenizers, self.cache.fps, self.recipe.sampling, self.recipe.n_action_steps)
+
+
+def _unknown(batch: dict[str, Any]) -> np.ndarray:
+    """bool (B, H): steps past the end of an episode, and all of one that has no actions to learn from."""
+    return batch["is_pad"] | ~batch["has_actions"][:, None] if "has_actions" in batch else batch["is_pad"]
 
 
 def objective(
@@ -274,6 +279,7 @@ def build(config: Any, recipe: Recipe) -> Session:
         config.weights,
         plans=asks,
         future=asks,
+        action_free=chosen_episodes(config.action_free, len(cache.episode_from)) if config.action_free else None,
     )
     tokenizers = fit_tokenizers(recipe, cache)
     model_config = network(recipe, tokenizers, cache.cameras, bool(cache.plans))
