@@ -61,7 +61,7 @@ def test_plans_of_the_tabletop(task, first, last):
     plans = plan_texts(trajectory.subtasks)
     assert plans[0].startswith(first.format(a=episode.colours[goal.blocks[0]], z=zone))
     assert plans[-1] == last
-    assert max(map(len, plans)) == len(plans[0]) and plans.index(plans[-1]) > 5
+    assert max(map(len, plans)) == len(plans[0]) and plans.index(plans[-1]) >= 5
 
 
 def test_what_is_read_is_what_was_said(dataset):
@@ -139,18 +139,14 @@ def test_we_read_what_lerobots_annotator_writes(lerobot_dataset, dataset, tmp_pa
     for root in (tmp_path / "silent", tmp_path / "spoken"):
         episodes = list(iter_episodes(root))
         for episode in episodes[1:]:
-            times = [float(t) for t in episode.frame_timestamps]
-            rows = [
-                {
-                    "role": "assistant",
-                    "style": "subtask",
-                    "content": f"begin {episode.episode_index}",
-                    "timestamp": 0.0,
-                },
-                {"role": "assistant", "style": "subtask", "content": "end", "timestamp": times[-1]},
-                {"role": "assistant", "style": "plan", "content": "1. a\n2. b", "timestamp": times[1]},
-                {"role": "assistant", "style": "memory", "content": "not ours", "timestamp": times[1]},
-            ]
+            begin, second, end = (float(episode.frame_timestamps[i]) for i in (0, 1, -1))
+            texts = (
+                ("subtask", f"begin {episode.episode_index}", begin),
+                ("subtask", "end", end),
+                ("plan", "1. a\n2. b", second),
+                ("memory", "not ours", second),
+            )
+            rows = [{"role": "assistant", "style": s, "content": text, "timestamp": t} for s, text, t in texts]
             EpisodeStaging(root / "staged", episode.episode_index).write("plan", rows)
         LanguageColumnsWriter().write_all(episodes, root / "staged", root)
         Executor._ensure_annotation_metadata_in_info(root)
@@ -159,7 +155,7 @@ def test_we_read_what_lerobots_annotator_writes(lerobot_dataset, dataset, tmp_pa
             begun = None if episode == 0 else f"begin {episode}"
             plan = None if episode == 0 else "1. a\n2. b"
             assert said(tables, first) == (None, begun)
-            assert said(tables, first + 1) == (plan, begun)
+            assert end - first < 3 or said(tables, first + 1) == (plan, begun)
             assert said(tables, end - 1) == (plan, begun and "end")
         assert tables.plans == ["1. a\n2. b"] and tables.plan_index.min() == -1
         assert len(lerobot_dataset("local/annotated", root=root, video_backend="pyav")) == len(tables.action)
