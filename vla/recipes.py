@@ -64,6 +64,8 @@ class Recipe:
     """Of a token; `rvq` has at least 4."""
     base: int = 16
     arrangement: ActionArrangement = "per_step"
+    stop: bool = False
+    """Each step of a chunk has a token that says whether the episode is over (`bins` only)."""
     noise_indices: int = 1
     """How many interchangeable masks there are; 1: one."""
     noise_candidates: int = 8

@@ -139,13 +139,15 @@ class AutoregressivePolicy(Policy):
     model: AutoregressiveModel
 
     @torch.inference_mode()
-    def _decide_rows(
+    def _decide_actions(
         self,
         observations: list[Observation],
         keys: list[tuple[int, int]],
         committed: list[Any] | None,
         trace: Trace | None,
-    ) -> tuple[Tensor, Tensor]:
+        previous: Any = None,
+        start: Any = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
         if committed is not None:
             raise ValueError("expected no committed actions: this rival has no in-painting; use a lattice policy")
         layout = self.model.config.layout
@@ -156,4 +158,4 @@ class AutoregressivePolicy(Policy):
 
         offset_BHA = unfold(written.offset_BN) if self.sampling.expectation else None
         actions_BHA = self.tokenizers.action.decode(unfold(written.digits_BND), offset_BHA)
-        return actions_BHA, unfold(written.confidence_BN)
+        return actions_BHA, unfold(written.confidence_BN), torch.full((len(actions_BHA),), self.horizon)

@@ -82,14 +82,16 @@ class RegressionPolicy(Policy):
     model: RegressionModel
 
     @torch.inference_mode()
-    def _decide_rows(
+    def _decide_actions(
         self,
         observations: list[Observation],
         keys: list[tuple[int, int]],
         committed: list[Any] | None,
         trace: Trace | None,
-    ) -> tuple[Tensor, Tensor]:
+        previous: Any = None,
+        start: Any = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
         if committed is not None:
             raise ValueError("expected no committed actions: regression has nothing to paint into; use a token policy")
         actions_BHA = unscale(self.model.chunk(self.model.encode(*self.inputs(observations))), self.tokenizers.action)
-        return actions_BHA, torch.ones_like(actions_BHA)
+        return actions_BHA, torch.ones_like(actions_BHA), torch.full((len(actions_BHA),), self.horizon)

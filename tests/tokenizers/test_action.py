@@ -224,3 +224,18 @@ def test_windows_repeat_the_last_action_and_stay_within_their_episode():
     assert len(windows(values, [0, 3], [3, 5], 3, limit=2)) == 2
     with pytest.raises(ValueError, match="within the 5 frames"):
         windows(values, [0], [6], 3)
+
+
+def test_stop_is_a_sub_token_more_that_actions_do_not_show():
+    rng = np.random.default_rng(0)
+    plain = BinTokenizer.fit(rng.uniform(-1, 1, (100, 3)), ["x", "y", "z"])
+    stops = BinTokenizer.from_dict(plain.to_dict() | {"stops": True})
+    actions = torch.from_numpy(rng.uniform(-1, 1, (2, 8, 3)).astype(np.float32))
+    ended = torch.arange(8).expand(2, -1) >= torch.tensor([[5], [8]])
+    digits = stops.encode(actions, ended)
+    assert stops.grid(8) == (8, 4) and digits.shape == (2, 8, 4, 2)
+    assert torch.equal(stops.ended(digits), ended) and not stops.ended(stops.encode(actions)).any()
+    assert torch.equal(stops.decode(digits), plain.decode(plain.encode(actions)))
+    assert torch.equal(stops.decode_prefix(digits, 1), plain.decode_prefix(plain.encode(actions), 1))
+    allowed = stops.allowed_ADV()
+    assert allowed.shape == (4, 2, 16) and allowed[3].sum(-1).tolist() == [2, 1]

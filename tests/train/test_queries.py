@@ -15,11 +15,12 @@ from vla.bench.query_limits import broken_limits, changed_prefixes, foreign_toke
 from vla.canvas.query import QUERIES
 from vla.data.batches import split_episodes
 from vla.data.cache import open_cache
+from vla.diffusion.limits import Limits
 from vla.eval.evaluate import EvalConfig, evaluate
-from vla.policy import Policy
+from vla.policy import Observation, Policy
 from vla.tokenizers import ImageTokenizer
 from vla.train.loop import train
-from vla.train.queries import pick, query_losses
+from vla.train.queries import pick, query_losses, written
 from vla.train.setup import build
 
 
@@ -123,3 +124,25 @@ def test_a_unified_checkpoint_runs_in_every_way(unified, tmp_path, how):
 
         page = report(ReportConfig(run=tmp_path)).read_text()
         assert "What it expects" in page and "how sure" in page.lower()
+
+
+def test_stop_is_learnt_past_the_end_and_nothing_else_is(unified, tmp_path):
+    """Where an episode is over only STOP has a loss; a policy with STOP says how long a chunk is meant to be."""
+    config, _ = unified
+    stops = tiny_config(config.dataset, tmp_path / "run", set=(*config.set, "stop=true"), steps=3, val_interval=3)
+    session = build(stops, recipes.get(stops.recipe, stops.set))
+    batch = session.batches.batch(0)
+    rows = session.rows(batch, slice(0, 8))
+    digits, pad = written(session.tokenizers.action, rows.actions_BHA, rows.pad_BH, rows.ended_BH)
+    ended = torch.from_numpy(batch["is_pad"])
+    assert ended.any() and torch.equal(pad[..., :-1].all(-1), ended) and not pad[..., -1].any()
+    assert torch.equal(session.tokenizers.action.ended(digits), ended)
+    train(stops)
+    policy = Policy.load(tmp_path / "run" / "checkpoints" / "last")
+    limits = Limits(policy.action_names, low=[-0.4] * 3 + [None], high=[0.4] * 3 + [None], change=[0.2] * 3 + [None])
+    policy.limit(limits)
+    seen = Observation({"front": batch["images"]["front"][0]}, batch["state"][0], "reach the red block")
+    chunk = policy.decide([seen], [(0, 0)], committed=[np.zeros((1, 4), np.float32)], previous=np.zeros((1, 4)))
+    assert chunk.actions_BHA.shape == (1, 8, 4) and 0 <= chunk.length_B[0] <= 8
+    assert (np.abs(chunk.actions_BHA[..., :3]) <= 0.4).all()
+    assert chunk.sure_steps(0.0)[0] == max(chunk.length_B[0], 1)

@@ -125,13 +125,15 @@ def corrupt(
     noise_indices: int,
     radix_AD: Tensor | None = None,
 ) -> Corrupted:
-    """Corrupt clean action digits, int64 (B, H, A, D). `pad_BH`: bool, steps past the episode's end.
+    """Corrupt clean action digits, int64 (B, H, A, D). `pad_BH`: bool, (B, H) or (B, H, A), what is not to be learnt:
+    steps past the episode's end.
 
     `radix_AD`: int64, how many values a digit of a dimension has (all of `layout.base` by default); false digits stay
     below it.
     """
     batch, horizon, dims, depth = digits_BHAD.shape
     device = digits_BHAD.device
+    pad_BHA = pad_BH if pad_BH.ndim == 3 else pad_BH.unsqueeze(-1).expand(-1, -1, dims)
 
     # === 1. A rank in [0, 1) for every token; a token is hidden in copy 0 if its rank is below the ratio, else in 1 ===
     def uniform(name: str, *shape: int) -> Tensor:
@@ -172,12 +174,12 @@ def corrupt(
     length_B = torch.where(uniform("prefix") < programs.prefix, length_B, 0)
     given_BH = torch.arange(horizon, device=device) < length_B[:, None]
     known_BKHA = torch.where(given_BH[:, None, :, None], depth, known_BKHA)
-    known_BKHA = torch.where(pad_BH[:, None, :, None], 0, known_BKHA)
+    known_BKHA = torch.where(pad_BHA.unsqueeze(1), 0, known_BKHA)
     taken_back_BK11 = (uniform("suspect", COPIES) < 0.25)[:, :, None, None] & (known_BKHA > 0).any(-1, True).any(
         -2, True
     )
     provenance_BKHA = torch.where(taken_back_BK11 & (known_BKHA < depth), int(Provenance.SUSPECT), int(Provenance.FREE))
-    committed_BKHA = (given_BH & ~pad_BH)[:, None, :, None].expand_as(known_BKHA)
+    committed_BKHA = (given_BH.unsqueeze(-1) & ~pad_BHA).unsqueeze(1).expand_as(known_BKHA)
     provenance_BKHA = torch.where(committed_BKHA, int(Provenance.COMMITTED), provenance_BKHA)
 
     # === 4. False tokens among those shown: more of them where a copy is there to be revised ===
@@ -198,7 +200,7 @@ def corrupt(
     digits_BNSD, shown_BNSD = rows(clean_BKHAD), rows(shown_BKHAD)
     state = revealed(shown_BNSD, rows(known_BKHA), rows(provenance_BKHA))
     key_BK = randomness.fold(key_B[:, None], torch.arange(COPIES, device=device)).flatten()
-    real_BNS1 = rows((~pad_BH)[:, None, :, None].expand_as(known_BKHA)).unsqueeze(-1)
+    real_BNS1 = rows((~pad_BHA).unsqueeze(1).expand_as(known_BKHA)).unsqueeze(-1)
     visible_BNSD = state.visible_BNSD()
     wrong_BNSD = visible_BNSD & (shown_BNSD != digits_BNSD)
     asked_BNSD = ~visible_BNSD & real_BNS1 & ~wrong_BNSD.any(-1, keepdim=True)

@@ -43,6 +43,8 @@ class Chunk:
     """float32, the dataset's units (`Policy.action_names`)."""
     confidence_BHA: np.ndarray
     """float32 in [0, 1]."""
+    length_B: np.ndarray
+    """int64, 0..H: the steps before STOP; H where there is none. What comes behind is not meant to be executed."""
 
     def sure_steps(self, above: float, least: int = 1) -> np.ndarray:
         """How many steps to execute before the next observation, int64 (B,): until a confidence falls below `above`.
@@ -51,9 +53,10 @@ class Chunk:
         """
         unsure_BH = self.confidence_BHA.min(-1) < above
         first_B = np.where(unsure_BH.any(1), unsure_BH.argmax(1), unsure_BH.shape[1])
-        return np.maximum(first_B, least)
+        return np.maximum(np.minimum(first_B, self.length_B), least)
 
 
+STOP = "stop"
 Decoding = Literal["actions", "joint", "one_by_one", "thinking"]
 
 
@@ -149,7 +152,7 @@ class Policy:
         if len(observations) != len(keys):
             raise ValueError(f"expected one key for each of {len(observations)} observations, got {len(keys)}")
         rows = self.rows or len(observations)
-        actions, confidence = [], []
+        actions, confidence, lengths = [], [], []
         for start_row in range(0, len(observations), rows):
             end = min(start_row + rows, len(observations))
             part, part_keys = observations[start_row:end], keys[start_row:end]
@@ -167,7 +170,8 @@ class Policy:
             )
             actions.append(result[0][: len(part)])
             confidence.append(result[1][: len(part)])
-        return Chunk(torch.cat(actions).cpu().numpy(), torch.cat(confidence).cpu().numpy())
+            lengths.append(result[2][: len(part)])
+        return Chunk(*(torch.cat(parts).cpu().numpy() for parts in (actions, confidence, lengths)))
 
     @torch.inference_mode()
     def _decide_rows(
@@ -178,21 +182,22 @@ class Policy:
         trace: Trace | None,
         previous: np.ndarray | None = None,
         start: np.ndarray | None = None,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         if self.decoding == "actions":
             return self._decide_actions(observations, keys, committed, trace, previous, start)
         if committed is not None:
             raise ValueError(f"committed actions need decoding='actions', not '{self.decoding}'")
         if self.decoding != "thinking":
             return self._decide_jointly(observations, keys, previous, start)
-        quick, confidence = self._decide_actions(observations, keys, None, trace, previous, start)
+        quick, confidence, length_B = self._decide_actions(observations, keys, None, trace, previous, start)
         unsure_B = confidence[:, : self.n_action_steps].flatten(1).amin(1) < self.think_below
         if not bool(unsure_B.any()):
-            return quick, confidence
+            return quick, confidence, length_B
         self.thoughts += int(unsure_B.sum())
-        slow, surer = self._decide_jointly(observations, keys, previous, start)
+        slow, surer, lengths = self._decide_jointly(observations, keys, previous, start)
         unsure_B11 = unsure_B[:, None, None]
-        return torch.where(unsure_B11, slow, quick), torch.where(unsure_B11, surer, confidence)
+        length_B = torch.where(unsure_B, lengths, length_B)
+        return torch.where(unsure_B11, slow, quick), torch.where(unsure_B11, surer, confidence), length_B
 
     def _decide_actions(
         self,
@@ -202,7 +207,7 @@ class Policy:
         trace: Trace | None,
         previous: np.ndarray | None,
         start: np.ndarray | None,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """The fast path: no other segment is evaluated."""
         layout = self.model.config.layout
         key_B = randomness.fold(self.seed, *(torch.tensor(k) for k in zip(*keys, strict=True))).to(self.device)
@@ -214,15 +219,22 @@ class Policy:
         offset = layout.unfold(result.fine_offset_BNS) if self.sampling.expectation else None
         actions_BHA, confidence_BHA = (
             self.tokenizers.action.decode(digits_BHAD, offset),
-            layout.unfold(result.confidence_BNS),
+            layout.unfold(result.confidence_BNS)[..., : self.tokenizers.action.dims],
         )
         if domain is not None and offset is not None:
-            actions_BHA = settle(self.tokenizers.action.decode(digits_BHAD), actions_BHA, domain)
+            actions_BHA = self.settled(digits_BHAD, actions_BHA, domain)
         for row, actions in enumerate(committed or ()):  # on their way already: as they are, not as the nearest bin
             actions_BHA[row, : len(actions)] = torch.as_tensor(np.asarray(actions, np.float32), device=self.device)
         if not self.tokenizers.action.time_aligned:  # a token speaks about all steps: one confidence for all of them
             confidence_BHA = confidence_BHA.mean((1, 2), keepdim=True).expand(actions_BHA.shape)
-        return actions_BHA, confidence_BHA
+        return actions_BHA, confidence_BHA, self.lengths(digits_BHAD)
+
+    def lengths(self, digits_BHSD: Tensor) -> Tensor:
+        """int64 (B,): the steps of chunks before STOP."""
+        tokenizer = self.tokenizers.action
+        if not isinstance(tokenizer, BinTokenizer) or not tokenizer.stops:
+            return torch.full((len(digits_BHSD),), self.horizon, device=digits_BHSD.device)
+        return (tokenizer.ended(digits_BHSD).long().cumsum(1) == 0).sum(1)
 
     def domain(
         self,
@@ -234,7 +246,20 @@ class Policy:
         """Which tokens the limits leave to a chunk; None without limits."""
         if self._limits is None:
             return None
-        return self._limits.begin(batch, self.horizon, previous, start, committed)
+        more = self.model.config.layout.dims - len(self.action_names)  # STOP has no limits
+
+        def whole(x: np.ndarray | None) -> np.ndarray | None:
+            return None if x is None else np.pad(x, [(0, 0)] * (np.ndim(x) - 1) + [(0, more)])
+
+        known = [np.pad(np.asarray(x), [(0, 0), (0, more)]) for x in committed]
+        return self._limits.begin(batch, self.horizon, whole(previous), whole(start), known)
+
+    def settled(self, digits_BHSD: Tensor, wanted_BHA: Tensor, domain: Domain) -> Tensor:
+        """From the values of tokens as far towards `wanted_BHA` as the limits allow: float32 (B, H, A)."""
+        more = self.model.config.layout.dims - len(self.action_names)
+        values_BHA = self.tokenizers.action.decode(digits_BHSD)
+        both = (torch.nn.functional.pad(x, (0, more)) for x in (values_BHA, wanted_BHA))
+        return settle(*both, domain)[..., : wanted_BHA.shape[-1]]
 
     def _decide_jointly(
         self,
@@ -242,7 +267,7 @@ class Policy:
         keys: list[tuple[int, int]],
         previous: np.ndarray | None,
         start: np.ndarray | None,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Actions by way of a plan, and of the future image (but when thinking), as far as the model has them."""
         names = {"plan": Segment.PLAN}
         if self.decoding != "thinking":
@@ -253,7 +278,11 @@ class Policy:
         turns = one_by_one(asked, self.sampling.evaluations) if self.decoding != "joint" else None
         found = asking.ask(self, questions, keys, None, turns, previous, start).actions
         assert found is not None
-        return torch.from_numpy(found.values).to(self.device), torch.from_numpy(found.confidence).to(self.device)
+        digits_BHSD = self.model.config.layout.unfold(torch.from_numpy(found.tokens))
+        return tuple(  # type: ignore[return-value]
+            x.to(self.device)
+            for x in (torch.from_numpy(found.values), torch.from_numpy(found.confidence), self.lengths(digits_BHSD))
+        )
 
     def limit(self, limits: Limits | None) -> None:
         """Keep these limits from now on, in every chunk: masks on the logits at every evaluation (limits.py).
@@ -271,7 +300,12 @@ class Policy:
         if list(limits.names) != list(self.action_names):
             raise ValueError(f"expected limits of {self.action_names}, got limits of {list(limits.names)}")
         every_VAD = tokenizer.numerals.to_digits(torch.arange(tokenizer.bins))[:, None].expand(-1, tokenizer.dims, -1)
-        self._limits = TokenLimits(limits, tokenizer.decode(every_VAD).T, tokenizer.allowed_ADV().to(self.device))
+        values_AV = tokenizer.decode(every_VAD).T
+        if tokenizer.stops:  # a sub-token without limits
+            fields_ = {f.name: (*getattr(limits, f.name), None) for f in fields(Limits)[1:]}
+            limits = Limits((*limits.names, STOP), **fields_)
+            values_AV = torch.cat([values_AV, torch.arange(tokenizer.bins, dtype=values_AV.dtype)[None]])
+        self._limits = TokenLimits(limits, values_AV, tokenizer.allowed_ADV().to(self.device))
 
     def ask(
         self,

@@ -19,7 +19,7 @@ from torch import Tensor
 from vla import randomness
 from vla.canvas import Provenance, Segment, State, revealed
 from vla.canvas.query import Part, Partly, Query, Question, part_of
-from vla.diffusion.domain import Domain, settle
+from vla.diffusion.domain import Domain
 from vla.diffusion.joint import TEXT_EVALUATIONS, Joint, Turns, Vocabulary, Written, sample_blocks, together
 from vla.diffusion.likelihood import log_likelihood
 from vla.model import Given, Prefix
@@ -178,6 +178,8 @@ def _partly(policy: "Policy", parts: Sequence[Partly]) -> State:
     values = np.where(known > 0, np.stack([p.values for p in parts]), 0.0)
     digits_BHAD = _digits(policy, list(values))
     known_BHA = torch.from_numpy(known).to(policy.device)
+    if digits_BHAD.shape[2] > known_BHA.shape[2]:  # STOP is left open
+        known_BHA = torch.nn.functional.pad(known_BHA, (0, 1))
     committed = torch.where(known_BHA > 0, int(Provenance.COMMITTED), int(Provenance.FREE))
     return revealed(layout.fold(digits_BHAD), layout.fold(known_BHA), layout.fold(committed))
 
@@ -210,14 +212,14 @@ def _answer(
         digits_BHAD = layout.unfold(sample.state.digits_BNSD)
         actions_BHA = tokenizer.decode(digits_BHAD, offset)
         if domain is not None and offset is not None:
-            actions_BHA = settle(tokenizer.decode(digits_BHAD), actions_BHA, domain)
+            actions_BHA = policy.settled(digits_BHAD, actions_BHA, domain)
         values = actions_BHA.cpu().numpy()
         if query.actions is Part.PARTLY:  # what was given comes back as it was
             for row, question in enumerate(questions):
                 part = question.actions
                 whole = part.known if part.known.dtype == bool else part.known >= layout.digits
                 values[row] = np.where(whole, part.values, values[row])
-        confidence = layout.unfold(sample.confidence_BNS).cpu().numpy()
+        confidence = layout.unfold(sample.confidence_BNS)[..., : tokenizer.dims].cpu().numpy()
         found["actions"] = Found(values, sample.state.digits_BNSD.cpu().numpy(), confidence)
     if Segment.FUTURE_IMAGE in result.samples:
         sample = result.samples[Segment.FUTURE_IMAGE]

@@ -183,7 +183,13 @@ class ActionLimits:
 
 @dataclass
 class BinTokenizer(ActionLimits):
-    """Quantile bins. Shapes: (..., A) float actions in the dataset's units <-> (..., A, digits) int64 digits."""
+    """Quantile bins. Shapes: (..., A) float actions in the dataset's units <-> (..., S, digits) int64 digits.
+
+    S = A, or A + 1 with `stops`: each timestep then has a sub-token more, STOP, which says that the episode is over
+    before this step. A chunk so has a length of its own within a fixed canvas.
+    """
+
+    stops: bool = False
 
     kind: ClassVar[str] = "bins"
     time_aligned: ClassVar[bool] = True
@@ -197,25 +203,53 @@ class BinTokenizer(ActionLimits):
 
     def grid(self, horizon: int) -> tuple[int, int]:
         """(positions, sub-tokens) of a chunk of `horizon` steps: a timestep is a position."""
-        return horizon, self.dims
+        return horizon, self.dims + self.stops
 
     def chunk_steps(self, positions: int) -> int:
         """Steps of the chunk that so many positions hold."""
         return positions
 
-    def encode(self, actions: Tensor) -> Tensor:
-        """float (..., A), dataset units -> int64 (..., A, digits). Clips to the limits and counts what it clipped."""
+    def allowed_ADV(self) -> Tensor:
+        """bool (S, digits, base); STOP has two values."""
+        allowed = super().allowed_ADV()
+        if not self.stops:
+            return allowed
+        stop = torch.zeros_like(allowed[:1])
+        stop[0, 0, :2] = True
+        stop[0, 1:, 0] = True
+        return torch.cat([allowed, stop])
+
+    def encode(self, actions: Tensor, ended: Tensor | None = None) -> Tensor:
+        """float (..., A), dataset units -> int64 (..., S, digits). Clips to the limits and counts what it clipped.
+
+        `ended`: bool (...), where the episode is over, for STOP; nowhere by default.
+        """
         unit = self._to_unit(actions)
-        return self._quantise(unit, unit > 0.5)
+        digits = self._quantise(unit, unit > 0.5)
+        if not self.stops:
+            return digits
+        stop = torch.zeros_like(digits[..., :1, :])
+        if ended is not None:
+            stop[..., 0, 0] = ended.to(stop)
+        return torch.cat([digits, stop], dim=-2)
+
+    def ended(self, digits: Tensor) -> Tensor:
+        """int64 (..., S, digits) -> bool (...): where STOP says that the episode is over."""
+        if not self.stops:
+            return torch.zeros(digits.shape[:-2], dtype=torch.bool, device=digits.device)
+        return digits[..., -1, 0] > 0
 
     def decode(self, digits: Tensor, fine_offset: Tensor | None = None) -> Tensor:
-        """int64 (..., A, digits) -> float32 (..., A): the middle of the bin, in the dataset's units.
+        """int64 (..., S, digits) -> float32 (..., A): the middle of the bin, in the dataset's units.
 
-        `fine_offset`, float (..., A) in last-digit units, is added to the last digit (an expectation inside the
+        `fine_offset`, float (..., S) in last-digit units, is added to the last digit (an expectation inside the
         coarse bin); the result never leaves the limits.
         """
+        digits = digits[..., : self.dims, :]
+        fine_offset = None if fine_offset is None else fine_offset[..., : self.dims]
         return self._from_unit(self._dequantise(digits, self.digits, fine_offset), digits[..., 0] > 0)
 
     def decode_prefix(self, digits: Tensor, levels: int) -> Tensor:
         """As `decode`, knowing the first `levels` digits (1..digits) only: the middle of the coarse bin."""
+        digits = digits[..., : self.dims, :]
         return self._from_unit(self._dequantise(digits, levels), digits[..., 0] > 0)

@@ -24,7 +24,7 @@ from vla.diffusion.lengths import corrupt_text
 from vla.diffusion.programs import COPIES
 from vla.model import Given, LatticeModel
 from vla.recipes import Queries, Recipe
-from vla.tokenizers import Tokenizers
+from vla.tokenizers import ActionTokenizer, BinTokenizer, Tokenizers
 
 CODES = Programs(full=0.5, revise=0, keep_coarse=0.3, only_coarse=0.3, structured=0, wrong=0, prefix=0)
 """Corruption of image codes: single positions, nothing false."""
@@ -44,6 +44,8 @@ class Rows:
     """float, the dataset's units."""
     pad_BH: Tensor
     """bool: past the end of the episode, or unknown."""
+    ended_BH: Tensor
+    """bool: past the end of the episode."""
     plan_BL: Tensor
     """int64, 0 behind the end."""
     has_plan_B: Tensor
@@ -61,6 +63,19 @@ def pick(queries: Queries, seed: int, step: int) -> Query:
     return QUERIES[names[min(int(np.searchsorted(np.cumsum(weights), place, side="right")), len(names) - 1)]]
 
 
+def written(tokenizer: ActionTokenizer, actions_BHA: Tensor, pad_BH: Tensor, ended_BH: Tensor) -> tuple[Tensor, Tensor]:
+    """The digits of actions, and what of them is not to be learnt: bool (B, H), or (B, H, S) where there is a STOP.
+
+    STOP is known past the end of an episode too: it says that this is the end.
+    """
+    if not (isinstance(tokenizer, BinTokenizer) and tokenizer.stops):
+        return tokenizer.encode(actions_BHA), pad_BH
+    digits_BHSD = tokenizer.encode(actions_BHA, ended_BH.to(actions_BHA.device))
+    pad_BHS = pad_BH.unsqueeze(-1).repeat(1, 1, digits_BHSD.shape[2])
+    pad_BHS[..., -1] &= ~ended_BH.to(pad_BH.device)
+    return digits_BHSD, pad_BHS
+
+
 def query_losses(
     model: LatticeModel,
     tokenizers: Tokenizers,
@@ -72,7 +87,8 @@ def query_losses(
 ) -> dict[str, Tensor]:
     """The loss of one query over `rows`, "loss", and its parts by segment. `key_B`: int64, all randomness."""
     told_BL = rows.words_BL if query.instruction is Part.GIVEN else torch.zeros_like(rows.words_BL)
-    digits_BHAD = tokenizers.action.encode(rows.actions_BHA).to(key_B.device)
+    digits_BHAD, pad_BHA = written(tokenizers.action, rows.actions_BHA, rows.pad_BH, rows.ended_BH)
+    digits_BHAD = digits_BHAD.to(key_B.device)
     prefix = model.encode(rows.images, rows.state_BS, told_BL, _given(model, tokenizers, rows, digits_BHAD, query))
     corrupted: dict[Segment, Corrupted] = {}
     there: dict[Segment, Tensor] = {}
@@ -82,7 +98,7 @@ def query_losses(
         key_S = randomness.fold(key_B, int(segment))
         if segment is Segment.ACTION:
             layout, radix_AD = model.config.layout, model.head.allowed_ADV.sum(-1)
-            corrupted[segment] = corrupt(digits_BHAD, rows.pad_BH, key_S, layout, recipe.programs, 1, radix_AD)
+            corrupted[segment] = corrupt(digits_BHAD, pad_BHA, key_S, layout, recipe.programs, 1, radix_AD)
         elif segment is Segment.FUTURE_IMAGE:
             codes_BND = tokenizers.codes(rows.future)
             head = model.head_of(segment)

@@ -29,6 +29,7 @@ from vla.model import LatticeModel, ModelConfig, Prefix
 from vla.policy import Policy
 from vla.recipes import Recipe
 from vla.tokenizers import (
+    BinTokenizer,
     ImageTokenizer,
     StateScaler,
     TextTokenizer,
@@ -39,7 +40,7 @@ from vla.tokenizers import (
 )
 from vla.tokenizers.text import SPARE
 from vla.train.augment import harder
-from vla.train.queries import Rows, pick, query_losses
+from vla.train.queries import Rows, pick, query_losses, written
 
 
 @dataclass
@@ -86,7 +87,8 @@ class Session:
         actions, pad = torch.from_numpy(batch["actions"]), torch.from_numpy(_unknown(batch))
         with self.autocast():
             prefix = model.encode(*self.inputs(batch, key_B if model is self.model else None))
-            result = objective(model, prefix, self.tokenizers, self.recipe, actions, pad, key_B, step)
+            ended = torch.from_numpy(batch["is_pad"])
+            result = objective(model, prefix, self.tokenizers, self.recipe, actions, pad, key_B, step, ended)
             if self.recipe.queries.share and model is self.model:
                 result |= self._query(batch, step, key_B)
                 result["loss"] = self.recipe.queries.policy * result["loss"] + result["loss_query"]
@@ -115,6 +117,7 @@ class Session:
             words_BL=self.words_TL[torch.from_numpy(batch["task_index"][which])].to(self.device),
             actions_BHA=torch.from_numpy(batch["actions"][which]),
             pad_BH=torch.from_numpy(_unknown(batch)[which]).to(self.device),
+            ended_BH=torch.from_numpy(batch["is_pad"][which]).to(self.device),
             plan_BL=self.plans_TL[plan_B.clamp(min=0)].to(self.device),
             has_plan_B=(plan_B >= 0).to(self.device),
             future=pictures("future"),
@@ -165,14 +168,17 @@ def objective(
     pad_BH: Tensor,
     key_B: Tensor,
     step: int,
+    ended_BH: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """What training minimises, "loss", and its parts, scalars.
 
-    `actions_BHA`: float, the dataset's units. `pad_BH`: bool, past the end of the episode. `key_B`: all randomness.
+    `actions_BHA`: float, the dataset's units. `pad_BH`: bool, past the end of the episode, or unknown; `ended_BH`: of
+    these, what is past the end (all of it by default), which STOP learns. `key_B`: all randomness.
     `step`: below `recipe.full_steps` there are no partial masks; below 0 (validation) there are.
     """
     config, tokenizer = model.config, tokenizers.action
-    digits_BHAD = tokenizer.encode(actions_BHA).to(key_B.device)
+    digits_BHAD, pad_BH = written(tokenizer, actions_BHA, pad_BH, pad_BH if ended_BH is None else ended_BH)
+    digits_BHAD = digits_BHAD.to(key_B.device)
     if not tokenizer.time_aligned:  # a position speaks about all steps; past the end the last action was repeated
         pad_BH = torch.zeros(digits_BHAD.shape[:2], dtype=torch.bool)
     programs = recipe.programs
@@ -200,6 +206,12 @@ def fit_tokenizers(recipe: Recipe, data: FrameCache | LeRobotFiles) -> Tokenizer
         recipe.digits,
         recipe.base,
     )
+    if recipe.stop:
+        if not isinstance(action, BinTokenizer):
+            raise ValueError(
+                f"stop=true needs actions=bins, whose tokens are aligned with time, not '{recipe.actions}'"
+            )
+        action.stops = True
     queries, plans = recipe.queries, list(getattr(data, "plans", ()))
     sentences = [*data.tasks, *plans] if queries.share else data.tasks
     text = TextTokenizer.train(sentences, recipe.vocabulary)
