@@ -16,35 +16,44 @@ from vla.diffusion import Programs, Sampling
 class Queries:
     """Which questions a network learns to answer beside that of the policy (vla/canvas/query.py), and how often.
 
-    Every step asks one of them, drawn by weight, about a share of the batch; the policy is asked about all of it.
+    At every step the policy is asked about the whole batch; a part of it is also asked for plan, future image and
+    actions together, and another part one other query, drawn by weight. The joint query has the prefix of the policy
+    and so costs little; the others look at other pictures.
     """
 
+    joint: float = 0.0
+    """Of the batch, that is asked for plan, future image and actions together."""
     share: float = 0.0
-    """Of the batch; 0: the network is a policy and nothing else."""
-    policy: float = 1.0
-    """Weight of the policy's own loss; 0: it is not learnt (for networks that answer one other question alone)."""
-    joint: float = 2.0
-    """Plan, future image and actions together."""
+    """Of the batch, that is asked one of the following. Both 0: the network is a policy and nothing else."""
     world_model: float = 1.0
     inverse: float = 1.0
     goal_policy: float = 1.0
     label: float = 1.0
+    policy: float = 1.0
+    """Weight of the policy's own loss; 0: it is not learnt (for networks that answer one other question alone)."""
     image_tokenizer: str = ""
     """Folder of `vla train-tokenizer image`, or the name of a shipped one; "": no future image is asked for."""
     plan_length: int = 24
     """Most words of a plan, for datasets that have plans."""
     image_weight: float = 0.2
     """Of the loss of image codes; that of actions is 1."""
-    text_weight: float = 0.5
+    text_weight: float = 1.0
     """Of the loss of words."""
 
+    @property
+    def any(self) -> bool:
+        """Whether there is more than the policy to learn."""
+        return self.joint + self.share > 0
+
     def weights(self) -> dict[str, float]:
-        """Of each query."""
-        return {name: getattr(self, name) for name in ("joint", "world_model", "inverse", "goal_policy", "label")}
+        """Of each query that is drawn."""
+        return {name: getattr(self, name) for name in ("world_model", "inverse", "goal_policy", "label")}
 
     def __post_init__(self) -> None:
-        if not 0 <= self.share <= 1 or min(self.weights().values()) < 0 or not sum(self.weights().values()):
-            raise ValueError(f"expected a share in [0, 1] and weights >= 0, not all of them 0, got {self}")
+        if not (0 <= self.share <= 1 and 0 <= self.joint <= 1):
+            raise ValueError(f"expected shares of the batch in [0, 1], got joint={self.joint} and share={self.share}")
+        if min(self.weights().values()) < 0 or (self.share and not sum(self.weights().values())):
+            raise ValueError(f"expected weights >= 0, not all of them 0, got {self.weights()}")
 
 
 @dataclass(frozen=True)
@@ -157,7 +166,7 @@ def metaworld_mt50_base() -> Recipe:
 
 def tabletop_unified() -> Recipe:
     """Every question from one network: plans, future images, goals, inverse dynamics, labels (`vla bench queries`)."""
-    return Recipe(holdout=0.05, queries=Queries(share=0.25, image_tokenizer="tabletop_image"))
+    return Recipe(holdout=0.05, queries=Queries(joint=0.25, share=0.25, label=2.0, image_tokenizer="tabletop_image"))
 
 
 def tabletop_test() -> Recipe:

@@ -114,19 +114,20 @@ def test_what_is_given_reaches_the_blocks():
     picture = inputs(model, seed=5)[0]
     actions = state_of(model, Segment.ACTION)
     known = revealed(actions.digits_BNSD)
-    codes = torch.randint(0, 3, (3, 8, 2))
-    plain = model.encode(images, state, words)
+    plain_prefix = model.encode(images, state, words)
+    prefixes = [model.with_codes(plain_prefix, torch.randint(0, 3, (3, 8, 2)))]
     block = {Segment.FUTURE_IMAGE: hidden((3, 8, 1), 2)}
-    asked = model.decode_blocks(plain, block)[Segment.FUTURE_IMAGE]
+    asked = model.decode_blocks(plain_prefix, block)[Segment.FUTURE_IMAGE]
     seen = set()
     for given in (
         Given(picture=picture),
         Given(picture=picture, goal=True),
         Given(actions=known),
-        Given(codes_BND=codes),
         Given(plan=revealed(torch.zeros(3, 5, 1, 2, dtype=torch.long)), plan_BL=torch.ones(3, 5, dtype=torch.bool)),
     ):
-        h = model.decode_blocks(model.encode(images, state, words, given), block)[Segment.FUTURE_IMAGE]
+        prefixes.append(model.encode(images, state, words, given))
+    for prefix in prefixes:
+        h = model.decode_blocks(prefix, block)[Segment.FUTURE_IMAGE]
         assert not torch.allclose(h, asked, atol=1e-4)
         seen.add(round(h.sum().item(), 3))
     assert len(seen) == 5

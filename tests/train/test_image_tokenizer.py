@@ -10,7 +10,7 @@ import torch
 
 from vla.envs.tabletop.scene import COLOURS
 from vla.tokenizers.image import ImageTokenizer
-from vla.train.image_probe import colour_of, keep_colours, perplexity, ridge
+from vla.train.image_probe import _half, colour_of, keep_colours, learn_to_read, perplexity
 from vla.train.image_tokenizer import TokenizerConfig, pixel_error, train_tokenizer
 
 
@@ -106,9 +106,14 @@ def test_what_became_of_colours_is_counted():
     assert lost["lost"] == 1.0 and math.isnan(lost["moved_px"])
 
 
-def test_ridge_finds_what_is_linear_and_perplexity_counts_values():
+def test_where_a_square_is_can_be_read_and_perplexity_counts_values():
     generator = torch.Generator().manual_seed(0)
-    x, truth = torch.randn(500, 20, generator=generator), torch.randn(20, 3, generator=generator)
-    assert torch.allclose(ridge(x, x @ truth), truth, atol=0.05)
+    places = torch.randint(0, 56, (400, 2), generator=generator)
+    images = torch.full((400, 64, 64, 3), 140, dtype=torch.uint8)
+    for image, (row, column) in zip(images, places.tolist(), strict=True):
+        image[row : row + 8, column : column + 8] = 20
+    state = (places - 28.0) / 16
+    read = learn_to_read({"front": _half(images[:360])}, state[:360])
+    assert (read({"front": images[360:]}) - state[360:]).abs().mean() < 0.1
     assert perplexity(torch.tensor([0, 1, 2, 3])) == pytest.approx(4.0)
     assert perplexity(torch.zeros(9, dtype=torch.int64)) == pytest.approx(1.0)

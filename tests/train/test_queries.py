@@ -34,7 +34,7 @@ def unified(tmp_path_factory):
     torch.manual_seed(0)
     (room / "image").mkdir()
     ImageTokenizer(64, levels=(5, 3), width=16, cameras=("front",)).save(room / "image")
-    settings = ("image_size=64", "queries.share=0.5", f"queries.image_tokenizer={room / 'image'}")
+    settings = ("image_size=64", "queries.joint=0.5", "queries.share=0.5", f"queries.image_tokenizer={room / 'image'}")
     config = tiny_config(room / "data", room / "run", set=settings, steps=6, save_interval=3, val_interval=6)
     train(config)
     return config, room / "run"
@@ -57,7 +57,7 @@ def test_every_query_has_a_loss_and_every_parameter_a_gradient(unified):
     key_B = torch.arange(8) + 1
     rows = session.rows(batch, slice(0, 8))
     asked = session.recipe.queries.weights()
-    for name in asked:
+    for name in ("joint", *asked):
         losses = query_losses(
             session.model, session.tokenizers, session.vocabulary, session.recipe, rows, key_B, QUERIES[name]
         )

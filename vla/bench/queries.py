@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 ALONE = tuple(f"queries.{name}=0" for name in ("policy", "joint", "world_model", "goal_policy", "label"))
 NETWORKS: dict[str, tuple[str, ...]] = {
     "unified": (),
-    "actions": ("queries.share=0",),
+    "actions": ("queries.joint=0", "queries.share=0"),
     "no_image": ("queries.image_tokenizer=", "queries.world_model=0"),
     "inverse": (*ALONE, "queries.share=1"),
 }
@@ -39,6 +39,8 @@ TENTH = 10
 SURE = 0.1
 """A chunk is executed for as long as every action is this sure."""
 DELAY = 4
+PICTURES = 8
+"""Columns of pictures.png."""
 
 
 @dataclass(frozen=True)
@@ -152,6 +154,8 @@ def run(config: BenchConfig) -> dict[str, Any]:
     bench.rows += _closed_loop(bench, unified)
     bench.rows += _guarantees(bench, unified)
     bench.rows += _co_training(bench, seeds)
+    draw(compared, bench.held_out(unified, 0), room)
+    console.print(f"figures: '{room}'", soft_wrap=True)
     return results(
         "queries", bench.rows, list(seeds), {"quick": config.quick, "problems_of_a_frame": problems(True, True)}
     )
@@ -206,6 +210,30 @@ def query_rows(compared: Sequence[dict[str, Compared]]) -> list[Row]:
             )
         )
     return rows
+
+
+def draw(compared: Sequence[dict[str, Compared]], data: HeldOut, room: Path) -> None:
+    """queries.png: errors against those of answers without a network. pictures.png: seen, expected, true."""
+    from PIL import Image
+
+    from vla.bench.plots import ladder_plot
+    from vla.canvas import query
+
+    ladder = [
+        {"name": name, "values": [c[name].ours.mean() / c[name].baseline.mean() for c in compared]}
+        for name in compared[0]
+    ]
+    title = "One network, eight questions about held-out episodes"
+    ladder_plot(ladder, room / "queries.png", title, "error / error of an answer without a network (1: no better)")
+    frames_B = data.frames_B[:PICTURES]
+    later_B = data.later(frames_B, data.policy.horizon)
+    chunks_BHA, _ = data.chunks(frames_B)
+    asked = [query.world_model(data.question(f), a) for f, a in zip(frames_B, chunks_BHA, strict=True)]
+    made = np.concatenate([next(iter(a.future_image.values.values())) for a in data.ask(asked)])
+    camera = data.policy.cameras[0]
+    seen, true = (np.stack([data.pictures(f)[camera] for f in of]) for of in (frames_B, later_B))
+    sheet = np.concatenate([np.concatenate(list(row), axis=1) for row in (seen, made, true)])
+    Image.fromarray(sheet.repeat(3, 0).repeat(3, 1)).save(room / "pictures.png")
 
 
 def _record(bench: Bench) -> None:

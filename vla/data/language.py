@@ -8,6 +8,7 @@ Lerobot is not imported, since that takes 8 s: the types are those of its `datas
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -117,7 +118,8 @@ def language_columns(episodes: Sequence[Sequence[Row]], lengths: np.ndarray) -> 
 # ---- reading -----------------------------------------------------------------------------------------------
 
 
-class Said(NamedTuple):
+@dataclass(frozen=True)
+class Said:
     """What a dataset of N frames says of them in one style."""
 
     index: np.ndarray

@@ -64,6 +64,11 @@ class LatticePolicy(PreTrainedPolicy):
             config.fitted = with_room(config.fitted, dataset_meta)
         about = json.loads(config.fitted)
         model = ModelConfig(**{**about["model"], "cameras": tuple(about["model"]["cameras"])})
+        if model.unified:
+            raise ValueError(
+                "LeRobot's commands know actions alone, and this recipe or checkpoint has queries, of which an image "
+                "tokenizer is a part: choose a recipe without, or use vla train and vla eval"
+            )
         self.tokenizers, self.fps = Tokenizers.from_dict(about["tokenizers"]), float(about["fps"])
         self._check_sizes()
         self.recipe = config.values()

@@ -35,8 +35,6 @@ class Given:
     plan: State | None = None
     """(B, L, 1, D), all known, and `plan_BL`: bool, which positions there are."""
     plan_BL: Tensor | None = None
-    codes_BND: Tensor | None = None
-    """int64 (B, cameras * L, D): the picture that is seen now, for a future image that is asked for."""
 
 
 class Port(nn.Module):

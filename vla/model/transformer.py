@@ -16,7 +16,7 @@ Shapes: B batch, P prefix positions, N canvas positions, L words, W width, S sta
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
@@ -191,6 +191,8 @@ class LatticeModel(nn.Module):
             self.ports = nn.ModuleDict({s.name: Port(*shape, width) for s, shape in config.ports.items()})
             self.given = GivenEncoder(tokens - config.text_length - 1, config.layout, width)
             self.segment = nn.Parameter(torch.randn(len(Segment), width) * 0.02)
+        if config.plan_length:
+            self.told = nn.Linear(width, width)  # a plan repeats words of the instruction: a short way for them
 
     def encode(
         self, images: dict[str, Tensor], state_BS: Tensor, words_BL: Tensor, given: Given | None = None
@@ -213,10 +215,10 @@ class LatticeModel(nn.Module):
         visible_BP = torch.ones(x_BPW.shape[:2], dtype=torch.bool, device=x_BPW.device)
         visible_BP[:, -words_BL.shape[1] :] = real_BL
         beside: dict[Segment, Tensor] = {}
+        if self.config.plan_length:
+            beside[Segment.PLAN] = self.told(sentence_BW).unsqueeze(1)
         if given is not None:
-            x_BPW, visible_BP, summary_BW, beside = self._join(
-                x_BPW, visible_BP, summary_BW, seen_BTW, sentence_BW, given
-            )
+            x_BPW, visible_BP, summary_BW = self._join(x_BPW, visible_BP, summary_BW, seen_BTW, sentence_BW, given)
         keys, values = [], []
         for block in self.blocks:
             x_BPW, (k, v) = block(x_BPW, visible_BP[:, None, None, :])
@@ -230,8 +232,8 @@ class LatticeModel(nn.Module):
 
     def _join(
         self, x: Tensor, visible: Tensor, summary: Tensor, seen_BTW: Tensor, sentence_BW: Tensor, given: Given
-    ) -> tuple[Tensor, Tensor, Tensor, dict[Segment, Tensor]]:
-        """The prefix with what is given: its tokens, which of them are there, its summary, what is beside blocks."""
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The prefix with what is given: its tokens, which of them are there, its summary."""
         joined: list[tuple[Tensor, Tensor | None]] = []
         if given.picture is not None:
             tokens, vector = self.given.picture(seen_BTW, self._look(given.picture, sentence_BW), given.goal)
@@ -246,10 +248,15 @@ class LatticeModel(nn.Module):
         for tokens, there in joined:
             there = torch.ones(tokens.shape[:2], dtype=torch.bool, device=x.device) if there is None else there
             x, visible = torch.cat([x, tokens], dim=1), torch.cat([visible, there], dim=1)
-        beside = {}
-        if given.codes_BND is not None:
-            beside[Segment.FUTURE_IMAGE] = self.ports["FUTURE_IMAGE"].embedding(revealed(given.codes_BND.unsqueeze(2)))
-        return x, visible, summary, beside
+        return x, visible, summary
+
+    def with_codes(self, prefix: Prefix, codes_BND: Tensor) -> Prefix:
+        """The prefix, with the picture that is seen now beside the future image that is asked for.
+
+        `codes_BND`: int64 (B, cameras * L, D). Its keys and values stay what they are.
+        """
+        now_BNW = self._port(Segment.FUTURE_IMAGE).embedding(revealed(codes_BND.unsqueeze(2)))
+        return replace(prefix, beside={**prefix.beside, Segment.FUTURE_IMAGE: now_BNW})
 
     def decode_blocks(
         self, prefix: Prefix, blocks: dict[Segment, State], there: dict[Segment, Tensor] | None = None

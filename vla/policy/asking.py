@@ -141,16 +141,17 @@ def _prefix(policy: "Policy", questions: Sequence[Question], query: Query) -> Pr
     if goal or query.future_image is Part.GIVEN:
         pictures = [q.goal_image if goal else q.future_image for q in questions]
         picture = policy.pictures([p or {} for p in pictures], "goal_image" if goal else "future_image")
-    actions, plan, plan_BL, codes = None, None, None, None
+    actions, plan, plan_BL = None, None, None
     if query.actions is Part.GIVEN:
         digits_BNSD = model.config.layout.fold(_digits(policy, [q.actions for q in questions]))
         committed = torch.full(digits_BNSD.shape[:-1], int(Provenance.COMMITTED), device=device)
         actions = revealed(digits_BNSD, provenance_BNS=committed)
     if query.plan is Part.GIVEN:
         plan, plan_BL = _given_plan(policy, [q.plan for q in questions])
+    prefix = model.encode(images, state_BS, words_BL, Given(picture, goal, actions, plan, plan_BL))
     if query.future_image is Part.ASKED:
-        codes = policy.tokenizers.codes({camera: images[camera] for camera in policy.cameras})
-    return model.encode(images, state_BS, words_BL, Given(picture, goal, actions, plan, plan_BL, codes))
+        prefix = model.with_codes(prefix, policy.tokenizers.codes({c: images[c] for c in policy.cameras}))
+    return prefix
 
 
 def _digits(policy: "Policy", actions: Sequence[Any]) -> Tensor:

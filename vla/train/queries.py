@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Further questions that a demonstration answers, each a training problem: what is given, what is asked.
 
-The policy is always asked about the whole batch (`vla/train/setup.objective`). Of some of its rows one other query is
-asked at each step: joint, world model, inverse dynamics, goal, label (`vla/canvas/query.py`). A noise level is drawn
-for every segment of every copy, so that one sample has a half-known plan, a masked picture and actions of which a third
-are shown. Rows without actions (video) learn pictures and plans only.
+The policy is always asked about the whole batch (`vla/train/setup.objective`). At each step some of its rows are also
+asked for plan, future image and actions together, for which the prefix is that of the policy, and others one other
+query: world model, inverse dynamics, goal or label (`vla/canvas/query.py`). A noise level is drawn for every segment of
+every copy, so that one sample has a half-known plan, a masked picture and actions of which a third are
+shown. Rows without actions (video) learn pictures and plans only.
 
 Shapes: B rows, H steps, A dimensions, L words, N positions, D digits.
 """
@@ -22,7 +23,7 @@ from vla.diffusion import Corrupted, Programs, corrupt, digit_losses, quality_lo
 from vla.diffusion.joint import Vocabulary
 from vla.diffusion.lengths import corrupt_text
 from vla.diffusion.programs import COPIES
-from vla.model import Given, LatticeModel
+from vla.model import Given, LatticeModel, Prefix
 from vla.recipes import Queries, Recipe
 from vla.tokenizers import ActionTokenizer, BinTokenizer, Tokenizers
 
@@ -84,12 +85,19 @@ def query_losses(
     rows: Rows,
     key_B: Tensor,
     query: Query,
+    prefix: Prefix | None = None,
 ) -> dict[str, Tensor]:
-    """The loss of one query over `rows`, "loss", and its parts by segment. `key_B`: int64, all randomness."""
+    """The loss of one query over `rows`, "loss", and its parts by segment. `key_B`: int64, all randomness.
+
+    `prefix`: of these rows, where the query gives no more than the policy's does.
+    """
     told_BL = rows.words_BL if query.instruction is Part.GIVEN else torch.zeros_like(rows.words_BL)
     digits_BHAD, pad_BHA = written(tokenizers.action, rows.actions_BHA, rows.pad_BH, rows.ended_BH)
     digits_BHAD = digits_BHAD.to(key_B.device)
-    prefix = model.encode(rows.images, rows.state_BS, told_BL, _given(model, tokenizers, rows, digits_BHAD, query))
+    if prefix is None:
+        prefix = model.encode(rows.images, rows.state_BS, told_BL, _given(model, rows, digits_BHAD, query))
+    if query.future_image is Part.ASKED and Segment.FUTURE_IMAGE in model.config.ports:
+        prefix = model.with_codes(prefix, tokenizers.codes(rows.images))
     corrupted: dict[Segment, Corrupted] = {}
     there: dict[Segment, Tensor] = {}
     for segment in query.asked:
@@ -129,7 +137,7 @@ def query_losses(
     return {"loss": total, **result}
 
 
-def _given(model: LatticeModel, tokenizers: Tokenizers, rows: Rows, digits_BHAD: Tensor, query: Query) -> Given:
+def _given(model: LatticeModel, rows: Rows, digits_BHAD: Tensor, query: Query) -> Given:
     """What joins the prefix."""
     goal = query.goal_image is Part.GIVEN
     picture = rows.goal if goal else rows.future if query.future_image is Part.GIVEN else None
@@ -138,7 +146,4 @@ def _given(model: LatticeModel, tokenizers: Tokenizers, rows: Rows, digits_BHAD:
         digits_BNSD = model.config.layout.fold(digits_BHAD)
         committed = torch.full(digits_BNSD.shape[:-1], int(Provenance.COMMITTED), device=digits_BNSD.device)
         actions = revealed(digits_BNSD, provenance_BNS=committed)
-    codes = None
-    if query.future_image is Part.ASKED and Segment.FUTURE_IMAGE in model.config.ports:
-        codes = tokenizers.codes(rows.images)
-    return Given(picture, goal, actions, codes_BND=codes)
+    return Given(picture, goal, actions)

@@ -9,7 +9,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from vla import checkpoint, randomness, recipes
+from vla.canvas.query import QUERIES, Query
 from vla.data.batches import Batches, chosen_episodes, split_episodes
 from vla.data.cache import FrameCache, open_cache
 from vla.data.lerobot_files import LeRobotFiles
@@ -89,20 +90,26 @@ class Session:
             prefix = model.encode(*self.inputs(batch, key_B if model is self.model else None))
             ended = torch.from_numpy(batch["is_pad"])
             result = objective(model, prefix, self.tokenizers, self.recipe, actions, pad, key_B, step, ended)
-            if self.recipe.queries.share and model is self.model:
-                result |= self._query(batch, step, key_B)
-                result["loss"] = self.recipe.queries.policy * result["loss"] + result["loss_query"]
+            if self.recipe.queries.any and model is self.model:
+                result["loss"] = self.recipe.queries.policy * result["loss"]
+                for query, which, known in self._asked(batch, step, prefix):
+                    key_n = randomness.fold(key_B[which], randomness.stream_id(query.name))
+                    rows = self.rows(batch, which)
+                    parts = query_losses(
+                        model, self.tokenizers, self.vocabulary, self.recipe, rows, key_n, query, known
+                    )
+                    result["loss"] = result["loss"] + parts.pop("loss")
+                    result |= {f"{name}/{query.name}": loss for name, loss in parts.items()}
             return result
 
-    def _query(self, batch: dict[str, Any], step: int, key_B: Tensor) -> dict[str, Tensor]:
-        """The loss of this step's further question about the first rows of the batch."""
-        query = pick(self.recipe.queries, self.seed, step)
-        n = max(1, round(self.recipe.queries.share * len(batch["actions"])))
-        key_B = randomness.fold(key_B[:n], randomness.stream_id(query.name))
-        losses = query_losses(
-            self.model, self.tokenizers, self.vocabulary, self.recipe, self.rows(batch, slice(0, n)), key_B, query
-        )
-        return {"loss_query": losses.pop("loss"), **{f"{name}/{query.name}": x for name, x in losses.items()}}
+    def _asked(self, batch: dict[str, Any], step: int, prefix: Prefix) -> Iterator[tuple[Query, slice, Prefix | None]]:
+        """This step's further queries: of which rows of the batch, and their prefix, if it is that of the policy."""
+        queries, size = self.recipe.queries, len(batch["actions"])
+        if queries.joint:
+            n = max(1, round(queries.joint * size))
+            yield QUERIES["joint"], slice(0, n), prefix.pick(torch.arange(n, device=self.device))
+        if queries.share:
+            yield pick(queries, self.seed, step), slice(size - max(1, round(queries.share * size)), size), None
 
     def rows(self, batch: dict[str, Any], which: slice) -> Rows:
         """Some rows of a batch that has plans and futures, on the device."""
@@ -213,10 +220,10 @@ def fit_tokenizers(recipe: Recipe, data: FrameCache | LeRobotFiles) -> Tokenizer
             )
         action.stops = True
     queries, plans = recipe.queries, list(getattr(data, "plans", ()))
-    sentences = [*data.tasks, *plans] if queries.share else data.tasks
+    sentences = [*data.tasks, *plans] if queries.any else data.tasks
     text = TextTokenizer.train(sentences, recipe.vocabulary)
     made = Tokenizers(action, StateScaler.fit(data.state, state_names), text)
-    if queries.share:
+    if queries.any:
         text.length = text.longest(data.tasks) + SPARE
         made.words = WordNumerals.fit(neighbour_counts([text.ids(s) for s in sentences], text.vocabulary + 1))
         made.image = (
@@ -281,7 +288,7 @@ def build(config: Any, recipe: Recipe) -> Session:
     names = (config.dataset,) if isinstance(config.dataset, str) else config.dataset
     cache = join([open_cache(name, image_size=recipe.image_size) for name in names])
     train_episodes, val_episodes = split_episodes(cache, recipe.holdout, config.seed, config.episodes)
-    asks = recipe.queries.share > 0
+    asks = recipe.queries.any
     batches = Batches(
         cache,
         recipe.horizon,
