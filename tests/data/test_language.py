@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import run
 
-from vla.data.language import EVENTS, FEATURES, PERSISTENT, TOOLS, language_rows, plan_texts
+from vla.data.language import EVENTS, FEATURES, PERSISTENT, language_rows, plan_texts
 from vla.data.lerobot_files import read_tables
 from vla.data.record import EpisodePlan
 from vla.data.record_worker import simulate
@@ -82,7 +82,7 @@ def test_who_says_nothing_gets_no_columns(tmp_path):
     run(tmp_path / "unasked", plans=False, episodes=4, workers=1)
     for name in ("silent", "unasked"):
         info = json.loads((tmp_path / name / "meta/info.json").read_text())
-        assert not {PERSISTENT, EVENTS} & set(info["features"]) and "tools" not in info
+        assert not {PERSISTENT, EVENTS} & set(info["features"])
         assert not {PERSISTENT, EVENTS} & set(pq.read_schema(next((tmp_path / name / "data").rglob("*.parquet"))).names)
         tables = read_tables(tmp_path / name)
         assert set(tables.plan_index) == {-1} == set(tables.subtask_index) and tables.plans == tables.subtasks == []
@@ -104,7 +104,6 @@ def test_lerobots_own_reader_finds_what_we_write(lerobot_dataset, dataset, cache
     from lerobot.datasets.language_render import active_at, render_sample
 
     assert {name: {**entry, "shape": (1,)} for name, entry in FEATURES.items()} == language.language_feature_info()
-    assert TOOLS == [language.SAY_TOOL_SCHEMA]
     schema = pq.read_schema(dataset / "data/chunk-000/file-000.parquet")
     for name, wanted in ((PERSISTENT, language.language_persistent_row_arrow_type()),
                          (EVENTS, language.language_event_row_arrow_type())):  # fmt: skip
@@ -112,7 +111,7 @@ def test_lerobots_own_reader_finds_what_we_write(lerobot_dataset, dataset, cache
             (f.name, str(f.type)) for f in wanted
         ]
     stock = lerobot_dataset("local/squares", root=dataset, video_backend="pyav")
-    assert stock.meta.has_language_columns and stock.meta.tools == TOOLS
+    assert stock.meta.has_language_columns
     turns = [MessageTurn("user", "${task}", "high_level"), MessageTurn("assistant", "${plan}", "high_level", True)]
     recipe = TrainingRecipe(messages=turns)
     for episode in (0, 5):

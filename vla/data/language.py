@@ -26,21 +26,6 @@ NOTHING_SAID = -1
 
 FEATURES = {name: {"dtype": "language", "shape": [1], "names": None} for name in (PERSISTENT, EVENTS)}
 """The columns' entries in meta/info.json."""
-TOOLS = [
-    {
-        "type": "function",
-        "function": {
-            "name": "say",
-            "description": "Speak a short utterance to the user via the TTS executor.",
-            "parameters": {
-                "type": "object",
-                "properties": {"text": {"type": "string", "description": "The verbatim text to speak."}},
-                "required": ["text"],
-            },
-        },
-    }
-]
-"""What LeRobot's annotator declares in meta/info.json with the columns, whether or not it is called."""
 
 
 class Row(NamedTuple):

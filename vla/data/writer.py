@@ -18,7 +18,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vla.data.language import FEATURES, TOOLS, language_columns
+from vla.data.language import FEATURES, language_columns
 from vla.data.shard import DatasetSpec, Shard
 from vla.data.stats import Stats, image_stats, vector_stats
 
@@ -238,7 +238,7 @@ class DatasetWriter:
             "robot_type": spec.robot_type,
             "splits": {"train": f"0:{self.episodes}"},
         }
-        return info | {"tools": TOOLS} if spec.language else info
+        return info
 
     # ---- resuming ------------------------------------------------------------------------------------------
 
