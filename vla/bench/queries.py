@@ -150,6 +150,7 @@ def run(config: BenchConfig) -> dict[str, Any]:
     unified = bench.train("unified", 0)
     compared = [answers(bench.held_out(unified, seed)) for seed in seeds]
     bench.rows += query_rows(compared)
+    bench.rows += _by_likelihood(bench.held_out(unified, 0))
     bench.rows += _inverse_alone(bench, unified, seeds)
     bench.rows += _closed_loop(bench, unified)
     bench.rows += _guarantees(bench, unified)
@@ -210,6 +211,17 @@ def query_rows(compared: Sequence[dict[str, Compared]]) -> list[Row]:
             )
         )
     return rows
+
+
+def _by_likelihood(data: HeldOut) -> list[Row]:
+    """Labels without the label query: by the likelihood of the actions under each instruction."""
+    from vla.bench.query_answers import label_by_likelihood
+    from vla.eval.statistics import wilson_interval
+
+    found = label_by_likelihood(data)
+    n, right = len(found.ours), float(1 - found.ours.mean())
+    interval = wilson_interval(round(right * n), n)
+    return [Row("label_by_likelihood", right, "fraction", n, interval, note=f"from the policy alone; {found.note}")]
 
 
 def draw(compared: Sequence[dict[str, Compared]], data: HeldOut, room: Path) -> None:

@@ -245,6 +245,27 @@ def _score(data: HeldOut) -> Compared:
     return Compared(wrong, np.full(len(wrong), 1 - 1 / CANDIDATES), f"{CANDIDATES} candidates")
 
 
+def label_by_likelihood(data: HeldOut, frames: int = 2) -> Compared:
+    """Labels by Bayes' rule, from the policy alone: under which instruction are the actions likeliest?
+
+    One sentence stands for each meaning that the dataset has; `frames` of an episode are added up. Errors as "label".
+    """
+    cache = data.cache
+    sentence = dict(zip(reversed(data.meanings), reversed(cache.tasks), strict=True))  # the first of each meaning
+    total = np.zeros((len(data.episodes), len(sentence)))
+    for number in range(frames):
+        frames_B = data.draw(number)
+        chunks_BHA, _ = data.chunks(frames_B)
+        for row, (frame, chunk) in enumerate(zip(frames_B, chunks_BHA, strict=True)):
+            now = data.question(frame).but(actions=chunk)
+            total[row] += data.policy.score([now.but(instruction=text) for text in sentence.values()])
+    said = [list(sentence)[i] for i in total.argmax(1)]
+    true = [data.meanings[t] for t in cache.task_index[cache.episode_from[data.episodes]]]
+    wrong = np.array([a != b for a, b in zip(said, true, strict=True)])
+    usual = np.array([t != data.usual_meaning for t in true])
+    return Compared(wrong.astype(float), usual.astype(float), f"{len(sentence)} meanings, {frames} frames an episode")
+
+
 MEASURES = {
     "policy": _policy,
     "plan": _plan,
