@@ -17,20 +17,20 @@ class Queries:
     """Which questions a network learns to answer beside that of the policy (vla/canvas/query.py), and how often.
 
     At every step the policy is asked about the whole batch; a part of it is also asked for plan, future image and
-    actions together, and another part one other query, drawn by weight. The joint query has the prefix of the policy
-    and so costs little; the others look at other pictures.
+    actions together, with the prefix of the policy; and a part of it four queries without an instruction, which share
+    what the vision makes of the pictures.
     """
 
     joint: float = 0.0
     """Of the batch, that is asked for plan, future image and actions together."""
     share: float = 0.0
-    """Of the batch, that is asked one of the following. Both 0: the network is a policy and nothing else."""
-    world_model: float = 1.0
-    inverse: float = 1.0
-    goal_policy: float = 1.0
+    """Of the batch, that is asked the following. Both 0: the network is a policy and nothing else."""
+    world_model: float = 0.5
+    """Weight of a query's loss; 0: it is not asked."""
+    inverse: float = 0.5
+    goal_policy: float = 0.5
     label: float = 1.0
     policy: float = 1.0
-    """Weight of the policy's own loss; 0: it is not learnt (for networks that answer one other question alone)."""
     image_tokenizer: str = ""
     """Folder of `vla train-tokenizer image`, or the name of a shipped one; "": no future image is asked for."""
     plan_length: int = 24
@@ -46,7 +46,7 @@ class Queries:
         return self.joint + self.share > 0
 
     def weights(self) -> dict[str, float]:
-        """Of each query that is drawn."""
+        """Of the queries without an instruction."""
         return {name: getattr(self, name) for name in ("world_model", "inverse", "goal_policy", "label")}
 
     def __post_init__(self) -> None:
@@ -166,7 +166,7 @@ def metaworld_mt50_base() -> Recipe:
 
 def tabletop_unified() -> Recipe:
     """Every question from one network: plans, future images, goals, inverse dynamics, labels (`vla bench queries`)."""
-    return Recipe(holdout=0.05, queries=Queries(joint=0.25, share=0.25, label=2.0, image_tokenizer="tabletop_image"))
+    return Recipe(holdout=0.05, queries=Queries(joint=0.25, share=0.25, image_tokenizer="tabletop_image"))
 
 
 def tabletop_test() -> Recipe:

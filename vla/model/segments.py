@@ -21,13 +21,16 @@ from torch import Tensor, nn
 from vla.canvas import Layout, State
 from vla.model.embedding import CanvasEmbedding, DigitHead
 
+type Images = dict[str, Tensor] | Tensor
+"""A camera: uint8 (B, H, W, 3); or float (B, T, W), what `LatticeModel.look` made of them."""
+
 
 @dataclass(frozen=True)
 class Given:
     """What joins the prefix beside observation, robot state and instruction."""
 
-    picture: dict[str, Tensor] | None = None
-    """A camera: uint8 (B, H, W, 3), what will be seen."""
+    picture: Images | None = None
+    """What will be seen."""
     goal: bool = False
     """It is what is wanted some time later; False: what is seen at the end of this chunk."""
     actions: State | None = None

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from vla.canvas import Layout, Segment, State, attention_mask, revealed
 from vla.canvas.layout import ActionArrangement
 from vla.model.embedding import CanvasEmbedding, DigitHead, QualityHead
-from vla.model.segments import Given, GivenEncoder, Port
+from vla.model.segments import Given, GivenEncoder, Images, Port
 from vla.model.vision import build_vision
 
 
@@ -194,20 +194,12 @@ class LatticeModel(nn.Module):
         if config.plan_length:
             self.told = nn.Linear(width, width)  # a plan repeats words of the instruction: a short way for them
 
-    def encode(
-        self, images: dict[str, Tensor], state_BS: Tensor, words_BL: Tensor, given: Given | None = None
-    ) -> Prefix:
+    def encode(self, images: Images, state_BS: Tensor, words_BL: Tensor, given: Given | None = None) -> Prefix:
         """uint8 (B, H, W, 3) a camera, float (B, S) in about [-1, 1], int64 (B, L) padded with 0 -> the prefix.
 
-        Words that are all 0: nothing was said.
+        Words that are all 0: nothing was said. Pictures may also be what `look` made of them, under the same words.
         """
-        real_BL = words_BL != 0
-        if self.config.unified:
-            real_BL[:, 0] = True
-        x_BLW = self.word(words_BL) + self.word_place
-        x_BLW, _ = self.reader(x_BLW, real_BL[:, None, None, :])
-        weight_BL1 = real_BL.unsqueeze(-1).to(x_BLW.dtype)
-        sentence_BW = self.read_norm((x_BLW * weight_BL1).sum(1) / weight_BL1.sum(1).clamp(min=1))
+        x_BLW, real_BL, sentence_BW = self._read(words_BL)
         seen_BTW = self._look(images, sentence_BW)
         read = torch.cat([seen_BTW, self.state(state_BS).unsqueeze(1)], dim=1)
         summary_BW = self.summarise(torch.cat([read, sentence_BW.unsqueeze(1)], dim=1).flatten(1))
@@ -225,8 +217,23 @@ class LatticeModel(nn.Module):
             keys.append(k), values.append(v)
         return Prefix(keys, values, visible_BP, summary_BW, beside)
 
-    def _look(self, images: dict[str, Tensor], sentence_BW: Tensor) -> Tensor:
-        """Tokens of all cameras, (B, T, W)."""
+    def look(self, images: dict[str, Tensor], words_BL: Tensor) -> Tensor:
+        """The vision's tokens of all cameras, (B, T, W): for several prefixes with the same pictures and words."""
+        return self._look(images, self._read(words_BL)[2])
+
+    def _read(self, words_BL: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Words that have seen each other (B, L, W), which of them there are (B, L), and the sentence (B, W)."""
+        real_BL = words_BL != 0
+        if self.config.unified:
+            real_BL[:, 0] = True
+        x_BLW = self.word(words_BL) + self.word_place
+        x_BLW, _ = self.reader(x_BLW, real_BL[:, None, None, :])
+        weight_BL1 = real_BL.unsqueeze(-1).to(x_BLW.dtype)
+        return x_BLW, real_BL, self.read_norm((x_BLW * weight_BL1).sum(1) / weight_BL1.sum(1).clamp(min=1))
+
+    def _look(self, images: Images, sentence_BW: Tensor) -> Tensor:
+        if isinstance(images, Tensor):
+            return images
         seen = [self.vision[c.replace(".", "_")](images[c], sentence_BW) for c in self.config.cameras]
         return torch.cat(seen, dim=1)
 

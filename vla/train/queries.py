@@ -2,29 +2,29 @@
 """Further questions that a demonstration answers, each a training problem: what is given, what is asked.
 
 The policy is always asked about the whole batch (`vla/train/setup.objective`). At each step some of its rows are also
-asked for plan, future image and actions together, for which the prefix is that of the policy, and others one other
-query: world model, inverse dynamics, goal or label (`vla/canvas/query.py`). A noise level is drawn for every segment of
-every copy, so that one sample has a half-known plan, a masked picture and actions of which a third are
-shown. Rows without actions (video) learn pictures and plans only.
+asked for plan, future image and actions together, for which the prefix is that of the policy, and others four queries
+without an instruction: world model, inverse dynamics, goal and label (`vla/canvas/query.py`). A noise level is drawn
+for every segment of every copy, so that one sample has a half-known plan, a masked picture and actions of which a third
+are shown. Rows without actions (video) learn pictures and plans only.
 
 Shapes: B rows, H steps, A dimensions, L words, N positions, D digits.
 """
 
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from vla import randomness
 from vla.canvas import Provenance, Segment, revealed
-from vla.canvas.query import QUERIES, Part, Query
+from vla.canvas.query import Part, Query
 from vla.diffusion import Corrupted, Programs, corrupt, digit_losses, quality_loss, total_loss
 from vla.diffusion.joint import Vocabulary
 from vla.diffusion.lengths import corrupt_text
 from vla.diffusion.programs import COPIES
 from vla.model import Given, LatticeModel, Prefix
-from vla.recipes import Queries, Recipe
+from vla.model.segments import Images
+from vla.recipes import Recipe
 from vla.tokenizers import ActionTokenizer, BinTokenizer, Tokenizers
 
 CODES = Programs(full=0.5, revise=0, keep_coarse=0.3, only_coarse=0.3, structured=0, wrong=0, prefix=0)
@@ -55,13 +55,10 @@ class Rows:
     """A camera: uint8 (B, H, W, 3), at the end of this chunk."""
     goal: dict[str, Tensor]
     """At some later time."""
-
-
-def pick(queries: Queries, seed: int, step: int) -> Query:
-    """The query of a step: a function of (seed, step)."""
-    names, weights = zip(*queries.weights().items(), strict=True)
-    place = randomness.uniform(randomness.fold(seed, torch.tensor([step])), "query").item() * sum(weights)
-    return QUERIES[names[min(int(np.searchsorted(np.cumsum(weights), place, side="right")), len(names) - 1)]]
+    seen: Tensor | None = None
+    """What the vision made of `images`, where nothing was said; `seen_future` and `seen_goal` likewise."""
+    seen_future: Tensor | None = None
+    seen_goal: Tensor | None = None
 
 
 def written(tokenizer: ActionTokenizer, actions_BHA: Tensor, pad_BH: Tensor, ended_BH: Tensor) -> tuple[Tensor, Tensor]:
@@ -77,70 +74,87 @@ def written(tokenizer: ActionTokenizer, actions_BHA: Tensor, pad_BH: Tensor, end
     return digits_BHSD, pad_BHS
 
 
-def query_losses(
-    model: LatticeModel,
-    tokenizers: Tokenizers,
-    words: Vocabulary,
-    recipe: Recipe,
-    rows: Rows,
-    key_B: Tensor,
-    query: Query,
-    prefix: Prefix | None = None,
-) -> dict[str, Tensor]:
-    """The loss of one query over `rows`, "loss", and its parts by segment. `key_B`: int64, all randomness.
+@dataclass(frozen=True)
+class Asking:
+    """Who is asked, and in which words."""
 
-    `prefix`: of these rows, where the query gives no more than the policy's does.
-    """
-    told_BL = rows.words_BL if query.instruction is Part.GIVEN else torch.zeros_like(rows.words_BL)
-    digits_BHAD, pad_BHA = written(tokenizers.action, rows.actions_BHA, rows.pad_BH, rows.ended_BH)
-    digits_BHAD = digits_BHAD.to(key_B.device)
-    if prefix is None:
-        prefix = model.encode(rows.images, rows.state_BS, told_BL, _given(model, rows, digits_BHAD, query))
-    if query.future_image is Part.ASKED and Segment.FUTURE_IMAGE in model.config.ports:
-        prefix = model.with_codes(prefix, tokenizers.codes(rows.images))
-    corrupted: dict[Segment, Corrupted] = {}
-    there: dict[Segment, Tensor] = {}
-    for segment in query.asked:
-        if segment is not Segment.ACTION and segment not in model.config.ports:
-            continue  # e.g. a dataset without plans
-        key_S = randomness.fold(key_B, int(segment))
-        if segment is Segment.ACTION:
-            layout, radix_AD = model.config.layout, model.head.allowed_ADV.sum(-1)
-            corrupted[segment] = corrupt(digits_BHAD, pad_BHA, key_S, layout, recipe.programs, 1, radix_AD)
-        elif segment is Segment.FUTURE_IMAGE:
-            codes_BND = tokenizers.codes(rows.future)
-            head = model.head_of(segment)
-            no_pad = torch.zeros(codes_BND.shape[:2], dtype=torch.bool, device=key_B.device)
-            corrupted[segment] = corrupt(
-                codes_BND.unsqueeze(2), no_pad, key_S, head.layout, CODES, 1, head.allowed_ADV.sum(-1)
-            )
-        else:
-            ids_BL = rows.plan_BL if segment is Segment.PLAN else rows.words_BL
-            positions = model.config.ports[segment][0]
-            corrupted[segment], there[segment] = corrupt_text(ids_BL, key_S, words.digits_of, words.expand, positions)
-            if segment is Segment.PLAN:
-                known = rows.has_plan_B.repeat_interleave(COPIES)[:, None, None, None]
-                corrupted[segment] = replace(corrupted[segment], asked_BNSD=corrupted[segment].asked_BNSD & known)
-    h = model.decode_blocks(prefix.repeat(COPIES), {s: c.state for s, c in corrupted.items()}, there)
-    result: dict[str, Tensor] = {}
-    total = torch.zeros((), device=key_B.device)
-    for segment, c in corrupted.items():
-        by_digit = digit_losses(model.head_of(segment)(h[segment], c.digits_BNSD), c)
-        if segment is Segment.ACTION:
-            quality = quality_loss(model.quality(h[segment]), c) if model.quality is not None else 0.0
-            loss, weight = total_loss(by_digit, quality), 1.0
-        else:
-            loss = torch.stack(by_digit).mean()
-            weight = recipe.queries.image_weight if segment is Segment.FUTURE_IMAGE else recipe.queries.text_weight
-        result[f"loss_{segment.name.lower()}"] = loss
-        total = total + weight * loss
-    return {"loss": total, **result}
+    model: LatticeModel
+    tokenizers: Tokenizers
+    words: Vocabulary
+    recipe: Recipe
+
+    def look(self, rows: Rows) -> Rows:
+        """The rows, with what the vision makes of their pictures where nothing was said, for several queries."""
+        nothing_BL = torch.zeros_like(rows.words_BL)
+        asked = {name for name, weight in self.recipe.queries.weights().items() if weight}
+        future = self.model.look(rows.future, nothing_BL) if "inverse" in asked else None
+        goal = self.model.look(rows.goal, nothing_BL) if "goal_policy" in asked else None
+        return replace(rows, seen=self.model.look(rows.images, nothing_BL), seen_future=future, seen_goal=goal)
+
+    def losses(self, rows: Rows, key_B: Tensor, query: Query, prefix: Prefix | None = None) -> dict[str, Tensor]:
+        """The loss of one query over `rows`, "loss", and its parts by segment. `key_B`: int64, all randomness.
+
+        `prefix`: of these rows, where the query gives no more than the policy's does.
+        """
+        key_B = randomness.fold(key_B, randomness.stream_id(query.name))
+        model, tokenizers, words, recipe = self.model, self.tokenizers, self.words, self.recipe
+        told_BL = rows.words_BL if query.instruction is Part.GIVEN else torch.zeros_like(rows.words_BL)
+        digits_BHAD, pad_BHA = written(tokenizers.action, rows.actions_BHA, rows.pad_BH, rows.ended_BH)
+        digits_BHAD = digits_BHAD.to(key_B.device)
+        if prefix is None:
+            images = rows.images if rows.seen is None or query.instruction is Part.GIVEN else rows.seen
+            prefix = model.encode(images, rows.state_BS, told_BL, _given(model, rows, digits_BHAD, query))
+        if query.future_image is Part.ASKED and Segment.FUTURE_IMAGE in model.config.ports:
+            prefix = model.with_codes(prefix, tokenizers.codes(rows.images))
+        corrupted: dict[Segment, Corrupted] = {}
+        there: dict[Segment, Tensor] = {}
+        for segment in query.asked:
+            if segment is not Segment.ACTION and segment not in model.config.ports:
+                continue  # e.g. a dataset without plans
+            key_S = randomness.fold(key_B, int(segment))
+            if segment is Segment.ACTION:
+                layout, radix_AD = model.config.layout, model.head.allowed_ADV.sum(-1)
+                corrupted[segment] = corrupt(digits_BHAD, pad_BHA, key_S, layout, recipe.programs, 1, radix_AD)
+            elif segment is Segment.FUTURE_IMAGE:
+                codes_BND = tokenizers.codes(rows.future)
+                head = model.head_of(segment)
+                no_pad = torch.zeros(codes_BND.shape[:2], dtype=torch.bool, device=key_B.device)
+                corrupted[segment] = corrupt(
+                    codes_BND.unsqueeze(2), no_pad, key_S, head.layout, CODES, 1, head.allowed_ADV.sum(-1)
+                )
+            else:
+                ids_BL = rows.plan_BL if segment is Segment.PLAN else rows.words_BL
+                positions = model.config.ports[segment][0]
+                corrupted[segment], there[segment] = corrupt_text(
+                    ids_BL, key_S, words.digits_of, words.expand, positions
+                )
+                if segment is Segment.PLAN:
+                    known = rows.has_plan_B.repeat_interleave(COPIES)[:, None, None, None]
+                    corrupted[segment] = replace(corrupted[segment], asked_BNSD=corrupted[segment].asked_BNSD & known)
+        h = model.decode_blocks(prefix.repeat(COPIES), {s: c.state for s, c in corrupted.items()}, there)
+        result: dict[str, Tensor] = {}
+        total = torch.zeros((), device=key_B.device)
+        for segment, c in corrupted.items():
+            by_digit = digit_losses(model.head_of(segment)(h[segment], c.digits_BNSD), c)
+            if segment is Segment.ACTION:
+                quality = quality_loss(model.quality(h[segment]), c) if model.quality is not None else 0.0
+                loss, weight = total_loss(by_digit, quality), 1.0
+            else:
+                loss = torch.stack(by_digit).mean()
+                weight = recipe.queries.image_weight if segment is Segment.FUTURE_IMAGE else recipe.queries.text_weight
+            result[f"loss_{segment.name.lower()}"] = loss
+            total = total + weight * loss
+        return {"loss": total, **result}
 
 
 def _given(model: LatticeModel, rows: Rows, digits_BHAD: Tensor, query: Query) -> Given:
     """What joins the prefix."""
     goal = query.goal_image is Part.GIVEN
-    picture = rows.goal if goal else rows.future if query.future_image is Part.GIVEN else None
+    picture: Images | None = None
+    if goal:
+        picture = rows.goal if rows.seen_goal is None else rows.seen_goal
+    elif query.future_image is Part.GIVEN:
+        picture = rows.future if rows.seen_future is None else rows.seen_future
     actions = None
     if query.actions is Part.GIVEN:
         digits_BNSD = model.config.layout.fold(digits_BHAD)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from vla import checkpoint, randomness, recipes
-from vla.canvas.query import QUERIES, Query
+from vla.canvas.query import QUERIES
 from vla.data.batches import Batches, chosen_episodes, split_episodes
 from vla.data.cache import FrameCache, open_cache
 from vla.data.lerobot_files import LeRobotFiles
@@ -41,7 +41,7 @@ from vla.tokenizers import (
 )
 from vla.tokenizers.text import SPARE
 from vla.train.augment import harder
-from vla.train.queries import Rows, pick, query_losses, written
+from vla.train.queries import Asking, Rows, written
 
 
 @dataclass
@@ -92,24 +92,28 @@ class Session:
             result = objective(model, prefix, self.tokenizers, self.recipe, actions, pad, key_B, step, ended)
             if self.recipe.queries.any and model is self.model:
                 result["loss"] = self.recipe.queries.policy * result["loss"]
-                for query, which, known in self._asked(batch, step, prefix):
-                    key_n = randomness.fold(key_B[which], randomness.stream_id(query.name))
-                    rows = self.rows(batch, which)
-                    parts = query_losses(
-                        model, self.tokenizers, self.vocabulary, self.recipe, rows, key_n, query, known
-                    )
-                    result["loss"] = result["loss"] + parts.pop("loss")
-                    result |= {f"{name}/{query.name}": loss for name, loss in parts.items()}
+                for name, weight, parts in self._asked(batch, prefix, key_B):
+                    result["loss"] = result["loss"] + weight * parts.pop("loss")
+                    result |= {f"{part}/{name}": loss for part, loss in parts.items()}
             return result
 
-    def _asked(self, batch: dict[str, Any], step: int, prefix: Prefix) -> Iterator[tuple[Query, slice, Prefix | None]]:
-        """This step's further queries: of which rows of the batch, and their prefix, if it is that of the policy."""
-        queries, size = self.recipe.queries, len(batch["actions"])
+    def _asked(
+        self, batch: dict[str, Any], prefix: Prefix, key_B: Tensor
+    ) -> Iterator[tuple[str, float, dict[str, Tensor]]]:
+        """The further queries: (name, weight, its losses). `prefix`: of the policy, for the whole batch."""
+        queries, size = self.recipe.queries, len(key_B)
+        whole = Asking(self.model, self.tokenizers, self.vocabulary, self.recipe)
         if queries.joint:
             n = max(1, round(queries.joint * size))
-            yield QUERIES["joint"], slice(0, n), prefix.pick(torch.arange(n, device=self.device))
+            rows = self.rows(batch, slice(0, n))
+            shared = prefix.pick(torch.arange(n, device=self.device))
+            yield "joint", 1.0, whole.losses(rows, key_B[:n], QUERIES["joint"], shared)
         if queries.share:
-            yield pick(queries, self.seed, step), slice(size - max(1, round(queries.share * size)), size), None
+            n = max(1, round(queries.share * size))
+            seen = whole.look(self.rows(batch, slice(size - n, size)))
+            for name, weight in queries.weights().items():
+                if weight:
+                    yield name, weight, whole.losses(seen, key_B[size - n :], QUERIES[name])
 
     def rows(self, batch: dict[str, Any], which: slice) -> Rows:
         """Some rows of a batch that has plans and futures, on the device."""
