@@ -187,8 +187,9 @@ def test_wheel_installs_vla_and_the_module_lerobot_looks_for(wheel: zipfile.ZipF
     tops = {name.split("/")[0] for name in wheel.namelist() if ".dist-info/" not in name}
     assert tops == {"vla", "lerobot_policy_lattice"}
     assert {"vla/py.typed", "vla/cli.py", "vla/policy.py"} <= set(wheel.namelist())
-    weights = [name for name in wheel.namelist() if name.endswith(".safetensors")]
-    assert weights == ["vla/checkpoints/tabletop_nano/model.safetensors"]
+    weights = {name for name in wheel.namelist() if name.endswith(".safetensors")}
+    shipped = ("tabletop_image/image_tokenizer", "tabletop_nano/model")
+    assert weights == {f"vla/checkpoints/{name}.safetensors" for name in shipped}
     assert not [name for name in wheel.namelist() if name.endswith((".pyc", ".mp4"))]
 
 
