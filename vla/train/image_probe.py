@@ -51,9 +51,9 @@ _BATCH = 100
 def measure(tokenizer: ImageTokenizer, cache: FrameCache, learn: np.ndarray, held: np.ndarray) -> dict[str, Any]:
     """Measure on pictures of the episodes `held`; `learn`: those the tokenizer was trained on.
 
-    psnr_db, foreground_psnr_db, psnr_background_db; usage: the part of all codes that occurs; perplexity: of each
-    digit, the number of values it uses as if evenly; encode_per_s: pictures, in batches of 100; state and colours as
-    above, None where there is no state or no tabletop. All cameras together.
+    psnr_db, foreground_psnr_db, and both if the background alone were drawn (..._background_db); usage: the part of all
+    codes that occurs; perplexity: of each digit, the number of values it uses as if evenly; encode_per_s: pictures, in
+    batches of 100; state and colours as above, None where there is no state or no tabletop. All cameras together.
     """
     pictures = {c: _pictures(cache, c, _some(cache, held, HELD_PICTURES)) for c in cache.cameras}
     made, digits, seconds = {}, [], 0.0
@@ -83,18 +83,19 @@ def perplexity(digit_X: Tensor) -> float:
 
 def _fidelity(tokenizer: ImageTokenizer, pictures: dict[str, Tensor], made: dict[str, Tensor]) -> dict[str, float]:
     """Peak signal to noise, dB, over all pixels of all pictures."""
-    squares = torch.zeros(3, dtype=torch.float64)
-    counts = torch.zeros(3, dtype=torch.float64)
+    squares = torch.zeros(4, dtype=torch.float64)
+    counts = torch.zeros(4, dtype=torch.float64)
     for camera, image_MHWC in pictures.items():
         background_HWC = tokenizer.background(camera).cpu().to(torch.int16)
         for image, copy in zip(image_MHWC.split(_BATCH), made[camera].split(_BATCH), strict=True):
             differs = image.to(torch.int16) - background_HWC
             wrong = (image.to(torch.int16) - copy.to(torch.int16)).double().square()
             front = differs.abs().amax(-1) > _FOREGROUND
-            squares += torch.stack([wrong.sum(), wrong[front].sum(), differs.double().square().sum()])
-            counts += torch.tensor([wrong.numel(), 3 * int(front.sum()), differs.numel()])
-    every, front, nothing = (10 * torch.log10(255**2 / (squares / counts).clamp(min=1e-9))).tolist()
-    return {"psnr_db": every, "foreground_psnr_db": front, "psnr_background_db": nothing}
+            plain = differs.double().square()  # what would be wrong if nothing but the background were drawn
+            squares += torch.stack([wrong.sum(), wrong[front].sum(), plain.sum(), plain[front].sum()])
+            counts += torch.tensor([wrong.numel(), 3 * int(front.sum())] * 2)
+    names = ("psnr_db", "foreground_psnr_db", "psnr_background_db", "foreground_psnr_background_db")
+    return dict(zip(names, (10 * torch.log10(255**2 / (squares / counts).clamp(min=1e-9))).tolist(), strict=True))
 
 
 def read_state(

@@ -50,7 +50,7 @@ class TokenizerConfig:
     """Wall-clock of the training; measuring comes on top."""
     steps: int | None = None
     """Optimiser steps, instead of minutes."""
-    batch_size: int = 64
+    batch_size: int = 32
     """Pictures of a step."""
     lr: float = 2e-3
     seed: int = 0
