@@ -235,7 +235,7 @@ class LatticeModel(nn.Module):
         if isinstance(images, Tensor):
             return images
         seen = [self.vision[c.replace(".", "_")](images[c], sentence_BW) for c in self.config.cameras]
-        return torch.cat(seen, dim=1)
+        return torch.cat(seen, dim=1) if seen else sentence_BW.new_zeros(len(sentence_BW), 0, self.config.width)
 
     def _join(
         self, x: Tensor, visible: Tensor, summary: Tensor, seen_BTW: Tensor, sentence_BW: Tensor, given: Given

@@ -125,9 +125,12 @@ def train_tokenizer(config: TokenizerConfig, *, console: "Console | None" = None
 
     def fill(folder: Path) -> None:
         tokenizer.save(folder)
-        about = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(config).items() if k != "dataset"}
+        # Where things lie on this machine says nothing to anybody else.
+        about = {k: v for k, v in asdict(config).items() if k not in ("dataset", "out")}
         about |= {"dataset": Path(config.dataset).name}
-        (folder / "training.json").write_text(json.dumps({"config": about, "results": results}, indent=2))
+        (folder / "training.json").write_text(
+            json.dumps({"config": about, "results": {k: v for k, v in results.items() if k != "out"}}, indent=2)
+        )
         save_pictures(tokenizer, cache, held, folder / "pictures.png")
 
     write_folder(config.out, fill)
