@@ -108,7 +108,7 @@ def score(policy: "Policy", questions: Sequence[Question]) -> np.ndarray:
 def words_of(policy: "Policy") -> Vocabulary | None:
     """The words that a policy can be asked for, as tables."""
     words = policy.tokenizers.words
-    return None if words is None else Vocabulary(*(t.to(policy.device) for t in words.tables()))
+    return None if words is None else Vocabulary(*(t.to(policy.device) for t in words.tables))
 
 
 def _one_shape(questions: Sequence[Question], keys: Sequence[Any]) -> Query:

@@ -82,6 +82,7 @@ class WordNumerals:
         place = self.numerals.to_index(digits).clamp(max=self.vocabulary - 1)
         return self._id_V.to(digits.device)[place]
 
+    @cached_property
     def tables(self) -> tuple[Tensor, Tensor]:
         """int64 (V, 2), the digits of every id; and (base, base), the id of every pair of digits."""
         every = torch.arange(self.base)

@@ -139,7 +139,7 @@ class Session:
     def vocabulary(self) -> Vocabulary:
         """The words that are asked for."""
         assert self.tokenizers.words is not None
-        return Vocabulary(*(table.to(self.device) for table in self.tokenizers.words.tables()))
+        return Vocabulary(*(table.to(self.device) for table in self.tokenizers.words.tables))
 
     def autocast(self) -> contextlib.AbstractContextManager:
         if self.precision == "bfloat16":
