@@ -35,6 +35,9 @@ class Queries:
     """Folder of `vla train-tokenizer image`, or the name of a shipped one; "": no future image is asked for."""
     plan_length: int = 24
     """Most words of a plan, for datasets that have plans."""
+    state: float = 1.0
+    """Weight of reading the robot's state off pictures, about which nothing is said: it shows the vision where to look
+    long before the actions do."""
     image_weight: float = 0.2
     """Of the loss of image codes; that of actions is 1."""
     text_weight: float = 1.0

@@ -44,7 +44,8 @@ def test_plans_future_and_goals(cache):
     for step in (0, 5, 2, 5):
         batch, ids = more.batch(step), plain.sample_ids(step)
         same(plain.batch(step), batch)  # whatever is asked for as well, nothing else changes
-        assert batch.keys() - plain.batch(step).keys() == {"plan_index", "future", "goal", "goal_steps"}
+        extra = {"plan_index", "future", "goal", "goal_steps", "future_state", "goal_state"}
+        assert batch.keys() - plain.batch(step).keys() == extra
         np.testing.assert_array_equal(batch["plan_index"], cache.plan_index[ids])
         left = cache.episode_to[cache.episode_index[ids]] - 1 - ids
         assert batch["goal_steps"].dtype == np.int64
@@ -53,6 +54,7 @@ def test_plans_future_and_goals(cache):
             later = row + min(4, left[b]), row + batch["goal_steps"][b]
             for name, frame in zip(("future", "goal"), later, strict=True):
                 np.testing.assert_array_equal(batch[name]["front"][b], cache.frames["front"][frame])
+                np.testing.assert_array_equal(batch[f"{name}_state"][b], cache.state[frame])
         steps.append(batch["goal_steps"])
     np.testing.assert_array_equal(steps[1], steps[3])
     assert (steps[0] != steps[1]).any()

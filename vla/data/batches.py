@@ -165,8 +165,9 @@ class Batches:
         With `plans`: plan_index int64 (B,), into cache.plans, -1 where nothing is said. With `future`: future {camera:
         uint8 (B, H, W, 3)}, the frame that the chunk leads to, `horizon` steps later or the episode's last one; goal,
         likewise, of a frame drawn uniformly from the later ones of the episode, a function of (seed, step, place in the
-        batch), or of the last frame for itself; goal_steps int64 (B,), how many steps later that is. With
-        `action_free`: has_actions bool (B,), False in those episodes; actions and is_pad are what the dataset says.
+        batch), or of the last frame for itself; goal_steps int64 (B,), how many steps later that is; future_state
+        and goal_state, float32 (B, S), of the robot in these frames. With `action_free`: has_actions bool (B,), False
+        in those episodes; actions and is_pad are what the dataset says.
         """
         cache, ids = self.cache, self.sample_ids(step)
         rows_BH = ids[:, None] + self._chunk
@@ -185,8 +186,9 @@ class Batches:
             left = last_B1[:, 0] - ids
             drawn = _generator(self.seed, "goal", step).random(len(ids))
             batch["goal_steps"] = np.minimum((drawn * left).astype(np.int64) + 1, left)
-            batch["future"] = self._pictures(ids + np.minimum(self.horizon, left))
-            batch["goal"] = self._pictures(ids + batch["goal_steps"])
+            for name, later in (("future", np.minimum(self.horizon, left)), ("goal", batch["goal_steps"])):
+                batch[name] = self._pictures(ids + later)
+                batch[f"{name}_state"] = cache.state[ids + later]
         if self._trusted is not None:
             batch["has_actions"] = self._trusted[cache.episode_index[ids]]
         return batch

@@ -5,10 +5,10 @@
         h = model.decode_blocks(prefix, the segments whose turn has come)    one evaluation for all of them
         of each segment whose turn it is, keep what its schedule asks for
 
-A turn is a span of evaluations. `together` gives every segment all of them, so that a half-known plan and a half-known
-picture already shape the actions (joint denoising; UD-VLA, arXiv 2511.01718, sec. 3.3); `one_by_one` finishes a segment
-before the next begins. Segments whose turn has not come are not evaluated, those that are finished stay in sight. The
-length of a text is found on the way (`lengths.py`).
+A turn is a span of evaluations. In `together` the turns overlap: a half-known plan and a half-known picture already
+shape the actions (joint denoising; UD-VLA, arXiv 2511.01718, sec. 3.3), which need few evaluations and take the last
+ones; `one_by_one` finishes a segment before the next begins. Segments whose turn has not come are not evaluated, those
+that are finished stay in sight. The length of a text is found on the way (`lengths.py`).
 
 Shapes: B rows, N positions, S sub-tokens, D digits.
 """
@@ -70,8 +70,12 @@ class Joint:
 
 
 def together(asked: Sequence[Segment], evaluations: int) -> Turns:
-    """Every segment is filled from the first evaluation to the last."""
-    return {segment: (1, evaluations) for segment in asked}
+    """All segments are ready at the same time. Texts and pictures begin at once, actions take the last `evaluations`.
+
+    With a text there are at least TEXT_EVALUATIONS.
+    """
+    last = max(evaluations, TEXT_EVALUATIONS) if set(TEXTS) & set(asked) else evaluations
+    return {segment: (last - evaluations + 1 if segment is Segment.ACTION else 1, last) for segment in asked}
 
 
 def one_by_one(asked: Sequence[Segment], evaluations: int) -> Turns:
@@ -136,7 +140,7 @@ def sample_blocks(
                 assert vocabulary is not None
                 slots[segment].append(texts[segment].there_BN.sum(1))
                 texts[segment], sure[segment] = _write(
-                    head, h[segment], texts[segment], sure[segment], vocabulary, length - turn
+                    head, h[segment], texts[segment], sure[segment], vocabulary, length - turn, sampling, key_s
                 )
                 continue
             fractions = kept_fraction(turn, length, head.layout.digits, sampling.single_mask)
@@ -156,14 +160,25 @@ def sample_blocks(
 
 
 def _write(
-    head: DigitHead, h_BNW: Tensor, text: Text, sure_BN: Tensor, words: Vocabulary, later: int
+    head: DigitHead,
+    h_BNW: Tensor,
+    text: Text,
+    sure_BN: Tensor,
+    words: Vocabulary,
+    later: int,
+    sampling: Sampling,
+    key_B: Tensor,
 ) -> tuple[Text, Tensor]:
     """One evaluation of a text: all changes of its length, and the surest of its words, the rest in `later` more."""
     features = head.features(h_BNW)
     digits, confidence_BN = text.state.digits_BNSD, torch.ones(h_BNW.shape[:2], device=h_BNW.device)
     for d in range(head.layout.digits):
-        p_BNV = head.digit_logits(features, d, digits).softmax(-1)[:, :, 0]
-        best_BN = p_BNV.argmax(-1)
+        logits_BNV = head.digit_logits(features, d, digits)[:, :, 0]
+        p_BNV, scores_BNV = logits_BNV.softmax(-1), logits_BNV
+        if sampling.temperature > 0:
+            noise = randomness.gumbel(key_B, f"word digit {d}", *logits_BNV.shape[1:])
+            scores_BNV = logits_BNV.double() / sampling.temperature + noise
+        best_BN = scores_BNV.argmax(-1)
         digits = torch.cat([digits[..., :d], best_BN[:, :, None, None], digits[..., d + 1 :]], dim=-1)
         confidence_BN = confidence_BN * p_BNV.gather(-1, best_BN.unsqueeze(-1)).squeeze(-1)
     ids_BN = words.token_of[digits[:, :, 0, 0], digits[:, :, 0, 1]]

@@ -31,6 +31,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from vla import randomness
@@ -86,6 +87,10 @@ class Sample:
     """float, expectation of the last digit minus the digit kept, in last-digit units; 0 for given tokens."""
     evaluations: int
     """How many evaluations it took."""
+    near_BNS: Tensor | None = None
+    """float, how probable the coarse digit was to be the one kept or one beside it, when it was kept; 1 if given.
+
+    The product of all digits asks for one value in 256; this asks for the action, up to the width of a coarse bin."""
 
 
 Trace = Callable[[int, State, Tensor], None]
@@ -201,6 +206,8 @@ def decide(
         chosen = torch.where(visible[..., d], state.digits_BNSD[..., d], chosen)
         proposal = torch.cat([proposal[..., :d], chosen.unsqueeze(-1), proposal[..., d + 1 :]], dim=-1)
         levels.append(probability.gather(-1, chosen.unsqueeze(-1)).squeeze(-1))
+        if d == 0:
+            close_BNS = _within_one(probability, chosen)
     values = torch.arange(layout.base, device=key_B.device, dtype=probability.dtype)
     proposed_offset = probability @ values - chosen.to(probability.dtype)  # of the last digit
 
@@ -209,6 +216,7 @@ def decide(
         torch.stack([(levels[d] >= sampling.stop_at) | visible[..., d] for d in range(depth)]).all()
     )
     kept, confidence, offset = state.known_BNS, now.confidence_BNS, now.fine_offset_BNS
+    near_BNS = torch.ones_like(confidence) if now.near_BNS is None else now.near_BNS
     for d, fraction in enumerate([1.0] * depth if sure else fractions):
         candidate = kept == d  # the digits before d are known or just kept
         in_order = sampling.order == "confidence"
@@ -219,10 +227,19 @@ def decide(
         quota = (math.ceil(fraction * kept[0].numel()) - done).clamp(min=0)[:, None, None]
         newly = candidate & (rank < quota)
         confidence = torch.where(newly, confidence * levels[d], confidence)
+        if d == 0:
+            near_BNS = torch.where(newly, close_BNS, near_BNS)
         if d == depth - 1:
             offset = torch.where(newly, proposed_offset, offset)
         kept = torch.where(newly, d + 1, kept)
-    return Sample(descend(state, proposal, kept), confidence, offset, now.evaluations + 1), sure
+    return Sample(descend(state, proposal, kept), confidence, offset, now.evaluations + 1, near_BNS), sure
+
+
+def _within_one(probability_BNSV: Tensor, chosen_BNS: Tensor) -> Tensor:
+    """The probability of the chosen value and the two beside it."""
+    padded = F.pad(probability_BNSV, (1, 1))
+    around = padded[..., :-2] + padded[..., 1:-1] + padded[..., 2:]
+    return around.gather(-1, chosen_BNS.unsqueeze(-1)).squeeze(-1).clamp(max=1.0)
 
 
 def take_back(model: LatticeModel, prefix: Prefix, now: Sample, doubt: float) -> Sample:
@@ -234,4 +251,5 @@ def take_back(model: LatticeModel, prefix: Prefix, now: Sample, doubt: float) ->
     climbed = climb(state, (state.known_BNS - trusted_BNS).clamp(min=0), suspect=True)
     taken = climbed.known_BNS < state.known_BNS
     confidence, offset = torch.where(taken, 1.0, now.confidence_BNS), torch.where(taken, 0.0, now.fine_offset_BNS)
-    return Sample(climbed, confidence, offset, now.evaluations + 1)
+    near_BNS = now.near_BNS if now.near_BNS is None else torch.where(climbed.known_BNS == 0, 1.0, now.near_BNS)
+    return Sample(climbed, confidence, offset, now.evaluations + 1, near_BNS)

@@ -55,12 +55,17 @@ class Port(nn.Module):
 class GivenEncoder(nn.Module):
     """What is given, as prefix tokens and as one vector that is added to the summary of the prefix."""
 
-    def __init__(self, seen_tokens: int, chunk: Layout, width: int) -> None:
+    def __init__(self, seen_tokens: int, chunk: Layout, width: int, state_dim: int) -> None:
         super().__init__()
+        self.state = nn.Linear(seen_tokens * width, state_dim)
         self.picture_place = nn.Parameter(torch.randn(2, seen_tokens, width) * 0.02)  # future, goal
         self.action_place = nn.Parameter(torch.randn(chunk.positions, width) * 0.02)
         self.pictures = _mixer(2 * seen_tokens * width, width)
         self.chunk = _mixer(chunk.positions * width, width)
+
+    def state_seen(self, seen_BTW: Tensor) -> Tensor:
+        """The state of the robot, read off the tokens of a picture: float (B, S). Only training asks for it."""
+        return self.state(seen_BTW.flatten(1))
 
     def picture(self, seen_BTW: Tensor, given_BTW: Tensor, goal: bool) -> tuple[Tensor, Tensor]:
         """Tokens of the present and of the given picture -> (tokens for the prefix, vector for the summary)."""

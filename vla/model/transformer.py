@@ -189,7 +189,7 @@ class LatticeModel(nn.Module):
         self.quality = QualityHead(config.layout, width) if config.quality else None
         if config.unified:
             self.ports = nn.ModuleDict({s.name: Port(*shape, width) for s, shape in config.ports.items()})
-            self.given = GivenEncoder(tokens - config.text_length - 1, config.layout, width)
+            self.given = GivenEncoder(tokens - config.text_length - 1, config.layout, width, config.state_dim)
             self.segment = nn.Parameter(torch.randn(len(Segment), width) * 0.02)
         if config.plan_length:
             self.told = nn.Linear(width, width)  # a plan repeats words of the instruction: a short way for them

@@ -19,7 +19,7 @@ from vla.diffusion.joint import Turns, one_by_one
 from vla.diffusion.limits import Limits, TokenLimits
 from vla.diffusion.sampler import Sample, Sampling, Trace, sample
 from vla.model import LatticeModel, ModelConfig
-from vla.policy import asking
+from vla.policy import asking, labelling
 from vla.tokenizers import BinTokenizer, Tokenizers
 
 
@@ -42,7 +42,8 @@ class Chunk:
     actions_BHA: np.ndarray
     """float32, the dataset's units (`Policy.action_names`)."""
     confidence_BHA: np.ndarray
-    """float32 in [0, 1]."""
+    """float32 in [0, 1]: how probable it is that the action is the decided one, up to a coarse bin (a sixteenth of its
+    range); of tokens that are not aligned with time, the mean probability of a token."""
     length_B: np.ndarray
     """int64, 0..H: the steps before STOP; H where there is none. What comes behind is not meant to be executed."""
 
@@ -217,17 +218,21 @@ class Policy:
         result: Sample = sample(self.model, prefix, key_B, self.sampling, given, trace, domain)
         digits_BHAD = layout.unfold(result.state.digits_BNSD)
         offset = layout.unfold(result.fine_offset_BNS) if self.sampling.expectation else None
-        actions_BHA, confidence_BHA = (
-            self.tokenizers.action.decode(digits_BHAD, offset),
-            layout.unfold(result.confidence_BNS)[..., : self.tokenizers.action.dims],
-        )
+        actions_BHA, confidence_BHA = self.tokenizers.action.decode(digits_BHAD, offset), self.sureness(result)
         if domain is not None and offset is not None:
             actions_BHA = self.settled(digits_BHAD, actions_BHA, domain)
         for row, actions in enumerate(committed or ()):  # on their way already: as they are, not as the nearest bin
             actions_BHA[row, : len(actions)] = torch.as_tensor(np.asarray(actions, np.float32), device=self.device)
-        if not self.tokenizers.action.time_aligned:  # a token speaks about all steps: one confidence for all of them
-            confidence_BHA = confidence_BHA.mean((1, 2), keepdim=True).expand(actions_BHA.shape)
         return actions_BHA, confidence_BHA, self.lengths(digits_BHAD)
+
+    def sureness(self, sample: Sample) -> Tensor:
+        """`Chunk.confidence_BHA` of decided tokens."""
+        layout, tokenizer = self.model.config.layout, self.tokenizers.action
+        if tokenizer.time_aligned and sample.near_BNS is not None:
+            return layout.unfold(sample.near_BNS)[..., : tokenizer.dims]
+        confidence_BHA = layout.unfold(sample.confidence_BNS)  # a token speaks about all steps: one for all of them
+        shape = (len(confidence_BHA), self.horizon, len(tokenizer.names))
+        return confidence_BHA.mean((1, 2), keepdim=True).expand(shape)
 
     def lengths(self, digits_BHSD: Tensor) -> Tensor:
         """int64 (B,): the steps of chunks before STOP."""
@@ -315,13 +320,20 @@ class Policy:
         turns: Turns | None = None,
         previous: np.ndarray | None = None,
         start: np.ndarray | None = None,
+        temperature: float | None = None,
     ) -> "asking.Answer":
         """Any question to the joint distribution: see `vla.policy.asking.ask`."""
-        return asking.ask(self, questions, keys, evaluations, turns, previous, start)
+        return asking.ask(self, questions, keys, evaluations, turns, previous, start, temperature)
 
     def score(self, questions: Sequence[Question]) -> np.ndarray:
         """How likely given actions are, float64 (B,), nats: see `vla.policy.asking.score`."""
         return asking.score(self, questions)
+
+    def label(
+        self, episodes: Sequence[Sequence[Question]], keys: Sequence[tuple[int, int]], candidates: int = 8
+    ) -> "list[labelling.Label]":
+        """Instructions for demonstrations that have none: see `vla.policy.labelling.label`."""
+        return labelling.label(self, episodes, keys, candidates)
 
     def inputs(
         self, observations: Sequence[Observation], told: bool = True

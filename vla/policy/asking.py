@@ -20,7 +20,7 @@ from vla import randomness
 from vla.canvas import Provenance, Segment, State, revealed
 from vla.canvas.query import Part, Partly, Query, Question, part_of
 from vla.diffusion.domain import Domain
-from vla.diffusion.joint import TEXT_EVALUATIONS, Joint, Turns, Vocabulary, Written, sample_blocks, together
+from vla.diffusion.joint import Joint, Turns, Vocabulary, Written, sample_blocks, together
 from vla.diffusion.likelihood import log_likelihood
 from vla.model import Given, Prefix
 
@@ -38,7 +38,8 @@ class Found:
     tokens: np.ndarray
     """int64: digits (B, N, S, D) of actions and codes; (B, N) ids of words, 0 behind the end."""
     confidence: np.ndarray
-    """float32 in [0, 1], one for each token: (B, H, A), (B, N); 1 where it was given."""
+    """float32 in [0, 1], one for each token, the product of its digits' probabilities: (B, N); of actions as in
+    `Chunk.confidence_BHA`, (B, H, A); 1 where it was given."""
     used: float = 1.0
     """Of a text: its words, as a share of the positions that were evaluated on the way."""
 
@@ -63,12 +64,14 @@ def ask(
     turns: Turns | None = None,
     previous: np.ndarray | None = None,
     start: np.ndarray | None = None,
+    temperature: float | None = None,
 ) -> Answer:
     """Answer questions of one shape. `keys`: (episode seed, environment step) of each, all its randomness.
 
     `evaluations`: of the network, the policy's by default (with a text: at least TEXT_EVALUATIONS). `turns`: which
     segment is filled when (`vla.diffusion.joint`); all together by default. `previous`, `start`: where the policy's
-    limits begin, which actions that are asked for keep. ValueError for questions of different shapes, segments
+    limits begin, which actions that are asked for keep. `temperature`: 0 for the likeliest digits, 1 for draws from the
+    model; the policy's by default. ValueError for questions of different shapes, segments
     that the checkpoint cannot be asked for, and pictures or actions of the wrong shape.
     """
     query = _one_shape(questions, keys)
@@ -79,15 +82,13 @@ def ask(
         key_B = randomness.fold(policy.seed, *(torch.tensor(k) for k in zip(*keys, strict=True))).to(policy.device)
         prefix = _prefix(policy, questions, query)
         if turns is None:
-            count = evaluations or policy.sampling.evaluations
-            if {Segment.PLAN, Segment.INSTRUCTION} & set(query.asked):
-                count = max(count, TEXT_EVALUATIONS)
-            turns = together(query.asked, count)
+            turns = together(query.asked, evaluations or policy.sampling.evaluations)
+        sampling = policy.sampling if temperature is None else replace(policy.sampling, temperature=temperature)
         given = {}
         if query.actions is Part.PARTLY:
             given[Segment.ACTION] = _partly(policy, [q.actions for q in questions])
         domain = policy.domain(len(questions), previous, start) if Segment.ACTION in query.asked else None
-        result = sample_blocks(model, prefix, key_B, turns, policy.sampling, words_of(policy), given, domain)
+        result = sample_blocks(model, prefix, key_B, turns, sampling, words_of(policy), given, domain)
         return _answer(policy, result, questions, query, domain)
 
 
@@ -220,7 +221,7 @@ def _answer(
                 part = question.actions
                 whole = part.known if part.known.dtype == bool else part.known >= layout.digits
                 values[row] = np.where(whole, part.values, values[row])
-        confidence = layout.unfold(sample.confidence_BNS)[..., : tokenizer.dims].cpu().numpy()
+        confidence = policy.sureness(sample).cpu().numpy()
         found["actions"] = Found(values, sample.state.digits_BNSD.cpu().numpy(), confidence)
     if Segment.FUTURE_IMAGE in result.samples:
         sample = result.samples[Segment.FUTURE_IMAGE]

@@ -55,6 +55,10 @@ class Rows:
     """A camera: uint8 (B, H, W, 3), at the end of this chunk."""
     goal: dict[str, Tensor]
     """At some later time."""
+    future_state_BS: Tensor
+    """float, scaled: of the robot in `future`."""
+    goal_state_BS: Tensor
+    """float, scaled: of the robot in `goal`."""
     seen: Tensor | None = None
     """What the vision made of `images`, where nothing was said; `seen_future` and `seen_goal` likewise."""
     seen_future: Tensor | None = None
@@ -90,6 +94,17 @@ class Asking:
         future = self.model.look(rows.future, nothing_BL) if "inverse" in asked else None
         goal = self.model.look(rows.goal, nothing_BL) if "goal_policy" in asked else None
         return replace(rows, seen=self.model.look(rows.images, nothing_BL), seen_future=future, seen_goal=goal)
+
+    def state_loss(self, rows: Rows) -> Tensor:
+        """Mean absolute error of the robot's state as the pictures that were looked at show it, a scalar."""
+        looked = (
+            (rows.seen, rows.state_BS),
+            (rows.seen_future, rows.future_state_BS),
+            (rows.seen_goal, rows.goal_state_BS),
+        )
+        pairs = [(seen, state_BS) for seen, state_BS in looked if seen is not None]
+        read_BS = self.model.given.state_seen(torch.cat([seen for seen, _ in pairs]))
+        return (read_BS.float() - torch.cat([state_BS for _, state_BS in pairs])).abs().mean()
 
     def losses(self, rows: Rows, key_B: Tensor, query: Query, prefix: Prefix | None = None) -> dict[str, Tensor]:
         """The loss of one query over `rows`, "loss", and its parts by segment. `key_B`: int64, all randomness.

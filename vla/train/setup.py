@@ -111,6 +111,8 @@ class Session:
         if queries.share:
             n = max(1, round(queries.share * size))
             seen = whole.look(self.rows(batch, slice(size - n, size)))
+            if queries.state and self.cache.cameras:
+                yield "state", queries.state, {"loss": (loss := whole.state_loss(seen)), "loss_read": loss}
             for name, weight in queries.weights().items():
                 if weight:
                     yield name, weight, whole.losses(seen, key_B[size - n :], QUERIES[name])
@@ -121,10 +123,13 @@ class Session:
         def pictures(name: str) -> dict[str, Tensor]:
             return {c: torch.from_numpy(batch[name][c][which]).to(self.device) for c in self.cache.cameras}
 
+        def state(name: str) -> Tensor:
+            return self.tokenizers.state(torch.from_numpy(batch[name][which])).to(self.device)
+
         plan_B = torch.from_numpy(batch["plan_index"][which])
         return Rows(
             images=pictures("images"),
-            state_BS=self.tokenizers.state(torch.from_numpy(batch["state"][which])).to(self.device),
+            state_BS=state("state"),
             words_BL=self.words_TL[torch.from_numpy(batch["task_index"][which])].to(self.device),
             actions_BHA=torch.from_numpy(batch["actions"][which]),
             pad_BH=torch.from_numpy(_unknown(batch)[which]).to(self.device),
@@ -133,6 +138,8 @@ class Session:
             has_plan_B=(plan_B >= 0).to(self.device),
             future=pictures("future"),
             goal=pictures("goal"),
+            future_state_BS=state("future_state"),
+            goal_state_BS=state("goal_state"),
         )
 
     @functools.cached_property
@@ -356,7 +363,8 @@ def _plans(tokenizers: Tokenizers, plans: list[str], length: int) -> Tensor:
 def pick_precision(wanted: str, device: torch.device) -> str:
     if wanted != "auto":
         return wanted
-    fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu._is_amx_tile_supported()
+    cpu = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else cpu
     return "bfloat16" if fast else "float32"
 
 
