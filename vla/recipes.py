@@ -27,7 +27,7 @@ class Queries:
     """Of the batch, that is asked the following. Both 0: the network is a policy and nothing else."""
     world_model: float = 0.5
     """Weight of a query's loss; 0: it is not asked."""
-    inverse: float = 0.5
+    inverse: float = 1.0
     goal_policy: float = 0.5
     label: float = 1.0
     policy: float = 1.0
@@ -169,7 +169,8 @@ def metaworld_mt50_base() -> Recipe:
 
 def tabletop_unified() -> Recipe:
     """Every question from one network: plans, future images, goals, inverse dynamics, labels (`vla bench queries`)."""
-    return Recipe(holdout=0.05, queries=Queries(joint=0.25, share=0.25, image_tokenizer="tabletop_image"))
+    queries = Queries(joint=0.25, share=0.33, image_tokenizer="tabletop_image")
+    return Recipe(holdout=0.05, batch_size=48, queries=queries)
 
 
 def tabletop_test() -> Recipe:
