@@ -31,7 +31,7 @@ from vla.canvas import Numerals
 PATCH = 8
 """Side of the square of pixels that a code stands for."""
 GREY = 128
-VERSION = 1
+VERSION = 2
 _NEAR = 12
 """Of 255: a pixel this near to the background shows the background."""
 _STILL = 0.5
@@ -40,16 +40,17 @@ Quantise = Callable[[Tensor], Tensor]
 
 
 class Residual(nn.Module):
-    """x + f(x) with two 3 x 3 convolutions; float (B, C, H, W) -> the same.
+    """x + f(x) with two convolutions, 3 x 3 and `last` x `last`; float (B, C, H, W) -> the same.
 
+    The encoder has `last` = 1: what it sees less far changes fewer codes when a hand moves (LOG.md, 2026-11-26).
     Without a norm: the networks are shallow, and a norm over the picture (GroupNorm) lets a hand that moves change the
     codes of a block that does not. Measured, it also trains worse.
     """
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, last: int = 3) -> None:
         super().__init__()
         self.conv_1 = nn.Conv2d(width, width, 3, padding=1)
-        self.conv_2 = nn.Conv2d(width, width, 3, padding=1)
+        self.conv_2 = nn.Conv2d(width, width, last, padding=last // 2)
         nn.init.zeros_(self.conv_2.weight)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
@@ -90,7 +91,7 @@ class ImageTokenizer(nn.Module):
             nn.Conv2d(3, half, 8, stride=4, padding=2),
             nn.ReLU(),
             nn.Conv2d(half, width, 4, stride=2, padding=1),
-            Residual(width),
+            Residual(width, last=1),
             nn.ReLU(),
             nn.Conv2d(width, digits, 1),
         )

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`vla train-tokenizer image`: fit the image tokenizer to a dataset's pictures, all cameras together.
 
-What is minimised is the absolute error of each pixel, weighted: a pixel that differs from its camera's background, in
+What is minimised is the error of each pixel, weighted: a pixel that differs from its camera's background, in
 the picture or in the reconstruction, counts `foreground` times more. Without it, what is learnt first is the table,
 which needs no code, and a block of five pixels is averaged away.
 
@@ -158,8 +158,10 @@ def with_backgrounds(
 
 
 def pixel_error(made_BHWC: "torch.Tensor", image_BHWC: "torch.Tensor", background_HWC: "torch.Tensor", weight: float):
-    """Absolute error of float pictures, 0..255, a scalar; a pixel that differs from the background in either of them
-    counts up to `weight` times more. In both, or the network could draw blocks where there are none for a low price.
+    """Error of float pictures, 0..255, a scalar; a pixel that differs from the background in either of them counts up
+    to `weight` times more. In both, or the network could draw blocks where there are none for a low price.
+
+    The absolute error e, and its square: e + e^2 / 127.5. The square finds shapes sooner, the other keeps edges sharp.
     """
     import torch
 
@@ -167,7 +169,8 @@ def pixel_error(made_BHWC: "torch.Tensor", image_BHWC: "torch.Tensor", backgroun
         differs_BHW = torch.maximum((image_BHWC - background_HWC).abs(), (made_BHWC - background_HWC).abs()).amax(-1)
         weight_BHW = 1 + (weight - 1) * (differs_BHW / _FULL).clamp(max=1)
         weight_BHW /= weight_BHW.sum()
-    return ((made_BHWC - image_BHWC).abs().mean(-1) * weight_BHW).sum()
+    error_BHWC = (made_BHWC - image_BHWC).abs()
+    return ((error_BHWC * (1 + error_BHWC / 127.5)).mean(-1) * weight_BHW).sum()
 
 
 def _fit(
