@@ -25,6 +25,9 @@ class Queries:
     """Of the batch, that is asked for plan, future image and actions together."""
     share: float = 0.0
     """Of the batch, that is asked the following. Both 0: the network is a policy and nothing else."""
+    after: int = 500
+    """Steps at the beginning in which the policy alone is learnt: many questions at once, of which some are easy, keep
+    the vision from finding out what the hard ones are about (LOG.md, 2026-11-26)."""
     world_model: float = 0.5
     """Weight of a query's loss; 0: it is not asked."""
     inverse: float = 1.0
@@ -92,6 +95,9 @@ class Recipe:
     """Upper limit of the instruction BPE."""
     # --- diffusion ---
     programs: Programs = field(default_factory=Programs)
+    ahead: float = 0.0
+    """Weight of saying where the robot will be (AHEAD of vla/train/setup.py) from the summary of what is seen and said;
+    0: it is not asked. Actions alone teach the vision late where to look: many masks can be filled without it."""
     full_steps: int = 1500
     """The first steps see no partial masks: tokens that can be guessed from their neighbours keep the network from
     looking at the picture (LOG.md)."""
@@ -170,7 +176,7 @@ def metaworld_mt50_base() -> Recipe:
 def tabletop_unified() -> Recipe:
     """Every question from one network: plans, future images, goals, inverse dynamics, labels (`vla bench queries`)."""
     queries = Queries(joint=0.25, share=0.33, image_tokenizer="tabletop_image")
-    return Recipe(holdout=0.05, batch_size=48, queries=queries)
+    return Recipe(holdout=0.05, batch_size=48, ahead=2.0, queries=queries)
 
 
 def tabletop_test() -> Recipe:

@@ -32,7 +32,7 @@ NETWORKS: dict[str, tuple[str, ...]] = {
     "unified": (),
     "actions": ("queries.joint=0", "queries.share=0"),
     "no_image": ("queries.image_tokenizer=", "queries.world_model=0"),
-    "inverse": (*ALONE, "queries.share=1"),
+    "inverse": (*ALONE, "queries.share=1", "queries.after=0", "ahead=0"),
 }
 """Overrides of the recipe `tabletop_unified`."""
 PAIRS = (("unified", "short"), ("no_image", "short"), ("unified", "tenth"), ("actions", "tenth"))
@@ -61,7 +61,8 @@ class Sizes:
     overrides: tuple[str, ...] = ()
 
 
-QUICK = Sizes(48, 12, 6, 5, 64, 8, ("width=32", "layers=1", "heads=2", "batch_size=8", "full_steps=4", "holdout=0.2"))
+SMALL = ("width=32", "layers=1", "heads=2", "batch_size=8", "full_steps=4", "holdout=0.2", "queries.after=2")
+QUICK = Sizes(48, 12, 6, 5, 64, 8, SMALL)
 
 
 @dataclass

@@ -71,6 +71,7 @@ class Batches:
     `horizon`: actions in a chunk. `episodes`: which to draw from; None: all. `weights`: of the datasets that were
     joined, which share of the samples comes from each; none: as many as it has frames. `plans`, `future`: what else a
     batch has, see `batch`; what they add draws from random streams of their own, and the rest stays what it was.
+    `ahead`: K numbers of steps, see `batch`.
     `action_free`: episodes, int64, whose actions are not to be trusted (a person's video), marked in "has_actions".
     Attributes: samples (global frame ids), steps_per_epoch. ValueError for numbers < 1, no episodes, episodes that do
     not exist, or weights that cannot be.
@@ -87,6 +88,7 @@ class Batches:
         plans: bool = False,
         future: bool = False,
         action_free: np.ndarray | None = None,
+        ahead: tuple[int, ...] = (),
     ) -> None:
         if horizon < 1 or batch_size < 1:
             raise ValueError(f"expected horizon >= 1 and batch_size >= 1, got {horizon} and {batch_size}")
@@ -96,7 +98,7 @@ class Batches:
                 f"expected one or more episodes in 0..{len(cache.episode_from) - 1}, got {chosen.tolist()[:10]}"
             )
         self.cache, self.horizon, self.batch_size, self.seed = cache, horizon, batch_size, seed
-        self.plans, self.future = plans, future
+        self.plans, self.future, self.ahead = plans, future, ahead
         self._trusted = None if action_free is None else _trusted(len(cache.episode_from), np.asarray(action_free))
         self.samples = np.concatenate([np.arange(cache.episode_from[e], cache.episode_to[e]) for e in chosen])
         self.steps_per_epoch = len(self.samples) / batch_size
@@ -165,9 +167,10 @@ class Batches:
         With `plans`: plan_index int64 (B,), into cache.plans, -1 where nothing is said. With `future`: future {camera:
         uint8 (B, H, W, 3)}, the frame that the chunk leads to, `horizon` steps later or the episode's last one; goal,
         likewise, of a frame drawn uniformly from the later ones of the episode, a function of (seed, step, place in the
-        batch), or of the last frame for itself; goal_steps int64 (B,), how many steps later that is; future_state
-        and goal_state, float32 (B, S), of the robot in these frames. With `action_free`: has_actions bool (B,), False
-        in those episodes; actions and is_pad are what the dataset says.
+        batch), or of the last frame for itself; goal_steps int64 (B,), how many steps later that is; future_state and
+        goal_state, float32 (B, S), of the robot in these frames. With `ahead`: ahead float32 (B, K, S), the state of
+        the robot that many steps later, at most at the end of the episode. With `action_free`: has_actions bool (B,),
+        False in those episodes; actions and is_pad are what the dataset says.
         """
         cache, ids = self.cache, self.sample_ids(step)
         rows_BH = ids[:, None] + self._chunk
@@ -189,6 +192,9 @@ class Batches:
             for name, later in (("future", np.minimum(self.horizon, left)), ("goal", batch["goal_steps"])):
                 batch[name] = self._pictures(ids + later)
                 batch[f"{name}_state"] = cache.state[ids + later]
+        if self.ahead:
+            later_BK = ids[:, None] + np.array(self.ahead)
+            batch["ahead"] = cache.state[np.minimum(later_BK, last_B1)]
         if self._trusted is not None:
             batch["has_actions"] = self._trusted[cache.episode_index[ids]]
         return batch

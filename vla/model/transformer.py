@@ -64,6 +64,8 @@ class ModelConfig:
     """Values of each digit of an image code; (): no future image can be asked for, and no picture or actions given."""
     codes: int = 0
     """Codes of a picture of one camera."""
+    ahead: int = 0
+    """Moments to come at which the robot's state is read off the summary, as a training aid."""
     layout: Layout = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -187,6 +189,7 @@ class LatticeModel(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.head = DigitHead(config.layout, width)
         self.quality = QualityHead(config.layout, width) if config.quality else None
+        self.ahead = nn.Linear(width, config.ahead * config.state_dim) if config.ahead else None
         if config.unified:
             self.ports = nn.ModuleDict({s.name: Port(*shape, width) for s, shape in config.ports.items()})
             self.given = GivenEncoder(tokens - config.text_length - 1, config.layout, width, config.state_dim)

@@ -43,6 +43,9 @@ from vla.tokenizers.text import SPARE
 from vla.train.augment import harder
 from vla.train.queries import Asking, Rows, written
 
+AHEAD = (1, 2, 4, 1_000_000)
+"""Moments to come, in chunks; the last one: the end of the episode."""
+
 
 @dataclass
 class Session:
@@ -90,12 +93,22 @@ class Session:
             prefix = model.encode(*self.inputs(batch, key_B if model is self.model else None))
             ended = torch.from_numpy(batch["is_pad"])
             result = objective(model, prefix, self.tokenizers, self.recipe, actions, pad, key_B, step, ended)
-            if self.recipe.queries.any and model is self.model:
-                result["loss"] = self.recipe.queries.policy * result["loss"]
+            if model.ahead is not None and model is self.model:
+                result["loss_ahead"] = self.ahead_loss(prefix, batch["ahead"])
+                result["loss"] = result["loss"] + self.recipe.ahead * result["loss_ahead"]
+            queries = self.recipe.queries
+            if queries.any and model is self.model and step >= queries.after:
+                result["loss"] = queries.policy * result["loss"]
                 for name, weight, parts in self._asked(batch, prefix, key_B):
                     result["loss"] = result["loss"] + weight * parts.pop("loss")
                     result |= {f"{part}/{name}": loss for part, loss in parts.items()}
             return result
+
+    def ahead_loss(self, prefix: Prefix, ahead_BKS: np.ndarray) -> Tensor:
+        """Mean absolute error, scaled, of the robot's states to come as the summary tells them, a scalar."""
+        true_BKS = self.tokenizers.state(torch.from_numpy(ahead_BKS)).to(self.device)
+        assert self.model.ahead is not None
+        return (self.model.ahead(prefix.summary_BW).float() - true_BKS.flatten(1)).abs().mean()
 
     def _asked(
         self, batch: dict[str, Any], prefix: Prefix, key_B: Tensor
@@ -270,6 +283,7 @@ def network(recipe: Recipe, tokenizers: Tokenizers, cameras: Iterable[str], plan
         vision=recipe.vision,
         background=recipe.background,
         quality=recipe.programs.wrong + recipe.programs.revise > 0,
+        ahead=len(AHEAD) if recipe.ahead else 0,
         word_radices=tokenizers.words.numerals.radices if tokenizers.words is not None else (),
         plan_length=recipe.queries.plan_length if tokenizers.words is not None and plans else 0,
         code_radices=image.numerals.radices if image is not None else (),
@@ -309,6 +323,7 @@ def build(config: Any, recipe: Recipe) -> Session:
         config.weights,
         plans=asks,
         future=asks,
+        ahead=tuple(recipe.horizon * chunks for chunks in AHEAD) if recipe.ahead else (),
         action_free=chosen_episodes(config.action_free, len(cache.episode_from)) if config.action_free else None,
     )
     tokenizers = fit_tokenizers(recipe, cache)
