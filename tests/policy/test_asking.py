@@ -5,13 +5,13 @@ import numpy as np
 import pytest
 import torch
 
-from vla.canvas import query
-from vla.canvas.query import ASK, Partly, Question
+from vla.canvas import Segment, query
+from vla.canvas.query import ASK, Part, Partly, Question, part_of
 from vla.diffusion import Sampling
-from vla.diffusion.joint import one_by_one
+from vla.diffusion.joint import one_by_one, together
 from vla.diffusion.limits import Limits
 from vla.model import LatticeModel, ModelConfig
-from vla.policy import Observation, Policy
+from vla.policy import Observation, Policy, asking
 from vla.tokenizers import (
     BinTokenizer,
     ImageTokenizer,
@@ -178,6 +178,40 @@ def test_scores_rank_the_policys_own_actions_above_others(policy):
     own = policy.ask([query.policy(now(4))], [(4, 0)]).actions.values[0]
     scores = policy.score([now(4, actions=own), now(4, actions=chunk(1)), now(4, actions=chunk(2))])
     assert scores.dtype == np.float64 and scores[0] > scores[1:].max()
+
+
+def test_a_label_is_the_proposal_under_which_the_actions_are_likeliest(policy, monkeypatch):
+    """The query says one thing of each frame; the policy, asked about all of them, decides."""
+    proposals = iter(["reach the red block"] * 2 + ["reach the blue block", "", "reach the red block", "reach"])
+    likely = {"reach the blue block": -1.0, "reach the red block": -3.0, "reach": -2.0}
+
+    def ask(_, questions, keys, *__):
+        texts = [next(proposals) for _ in questions]
+        return asking.Answer(instruction=asking.Found(texts, np.zeros((2, 1)), np.ones((2, 1))))
+
+    def score(_, questions):
+        assert all(part_of(q.actions) is Part.GIVEN for q in questions)
+        return np.array([likely[q.instruction] for q in questions])
+
+    monkeypatch.setattr(asking, "ask", ask)
+    monkeypatch.setattr(asking, "score", score)
+    frames = [now(s).but(actions=chunk(s)) for s in range(2)]
+    (label,) = policy.label([frames], [(0, 0)], candidates=2)
+    assert (label.instruction, label.proposed) == ("reach the blue block", "reach the red block")
+    assert label.confidence == pytest.approx(1 / (1 + np.exp(-2) + np.exp(-4)))  # two frames of each
+
+
+def test_labels_need_frames_and_survive_a_query_that_says_nothing_readable(policy):
+    labels = policy.label([[now(0).but(actions=chunk(0))]], [(0, 0)], candidates=1)
+    assert len(labels) == 1 and 0 < labels[0].confidence <= 1
+    with pytest.raises(ValueError, match="at least one frame"):
+        policy.label([[]], [(0, 0)])
+
+
+def test_in_joint_denoising_all_segments_are_ready_together():
+    asked = (Segment.PLAN, Segment.FUTURE_IMAGE, Segment.ACTION)
+    assert together(asked, 2) == {Segment.PLAN: (1, 5), Segment.FUTURE_IMAGE: (1, 5), Segment.ACTION: (4, 5)}
+    assert together((Segment.FUTURE_IMAGE, Segment.ACTION), 3) == dict.fromkeys(asked[1:], (1, 3))
 
 
 @pytest.mark.parametrize(

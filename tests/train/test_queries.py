@@ -34,7 +34,8 @@ def unified(tmp_path_factory):
     torch.manual_seed(0)
     (room / "image").mkdir()
     ImageTokenizer(64, levels=(5, 3), width=16, cameras=("front",)).save(room / "image")
-    settings = ("image_size=64", "queries.joint=0.5", "queries.share=0.5", f"queries.image_tokenizer={room / 'image'}")
+    queries = ("joint=0.5", "share=0.5", "after=1", f"image_tokenizer={room / 'image'}")
+    settings = ("image_size=64", "ahead=1", *(f"queries.{setting}" for setting in queries))
     config = tiny_config(room / "data", room / "run", set=settings, steps=6, save_interval=3, val_interval=6)
     train(config)
     return config, room / "run"
@@ -64,7 +65,10 @@ def test_every_query_has_a_loss_and_every_parameter_a_gradient(unified):
         expected = {f"loss_{segment.name.lower()}" for segment in QUERIES[name].asked}
         assert expected == losses.keys() - {"loss"}
         losses["loss"].backward()
-    session.losses(batch, 0)["loss"].backward()
+    first, later = session.losses(batch, 0), session.losses(batch, 1)
+    assert first.keys() < later.keys() and {"loss_ahead", "loss_read/state", "loss_plan/joint"} <= later.keys()
+    assert not any("/" in name for name in first)  # further questions begin later
+    later["loss"].backward()
     silent = [name for name, p in session.model.named_parameters() if p.grad is None]
     assert not silent
     looked = asking.look(rows)

@@ -59,10 +59,11 @@ def label(
             assert found is not None
             sure = found.confidence.prod(1)
             for (number, _), text, weight in zip(frames[part], found.values, sure, strict=True):
-                before = said[number].setdefault(text, 0.0)
-                said[number][text] = before + (float(weight) if draw == 0 else 0.0)
-    rows = [(n, text, frame) for n, frame in frames for text in said[n]]
-    likely: list[dict[str, float]] = [dict.fromkeys(texts, 0.0) for texts in said]
+                if draw == 0 or _readable(policy, text):
+                    before = said[number].setdefault(text, 0.0)
+                    said[number][text] = before + (float(weight) if draw == 0 else 0.0)
+    rows = [(n, text, frame) for n, frame in frames for text in said[n] if _readable(policy, text)]
+    likely = [{text: 0.0 if _readable(policy, text) else -np.inf for text in texts} for texts in said]
     for begin in range(0, len(rows), ROWS):
         part_rows = rows[begin : begin + ROWS]
         scores = policy.score([frame.but(instruction=text) for _, text, frame in part_rows])
@@ -71,9 +72,14 @@ def label(
     labels = []
     for proposals, of in zip(said, likely, strict=True):
         nats = np.array(list(of.values()))
-        share = np.exp(nats - nats.max())
+        share = np.exp(nats - nats.max()) if np.isfinite(nats).any() else np.ones(len(nats))
         best = int(nats.argmax())
         labels.append(
             Label(list(of)[best], float(share[best] / share.sum()), max(proposals, key=proposals.__getitem__))
         )
     return labels
+
+
+def _readable(policy: "Policy", text: str) -> bool:
+    """Whether the policy can be told this text: an untrained query may say what is no sentence."""
+    return 0 < len(policy.tokenizers.text.ids(text)) <= policy.tokenizers.text.length
