@@ -150,6 +150,7 @@ def test_every_schedule_fills_the_canvas_in_its_number_of_evaluations(arrangemen
     assert is_complete(result.state) and len(seen) == evaluations
     assert all(bool((b >= a).all()) for a, b in pairwise(seen))  # knowledge only grows
     assert bool(((result.confidence_BNS > 0) & (result.confidence_BNS <= 1)).all())
+    assert bool(((result.near_BNS >= result.confidence_BNS) & (result.near_BNS <= 1)).all())  # right, or nearly
 
 
 def test_two_evaluations_are_all_coarse_then_all_fine():
