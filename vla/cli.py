@@ -46,7 +46,7 @@ VERBS: dict[str, Verb] = {
     "compare": Verb(
         "vla.eval.compare", "CompareConfig", "compare", "compare two evaluations on the same episodes, paired"
     ),
-    "report": Verb("vla.eval.report", "ReportConfig", "report", "make one page of a run's figures and videos"),
+    "report": Verb("vla.eval.report", "ReportConfig", "report_and_say", "make one page of a run's figures and videos"),
     "reproduce": Verb(
         "vla.reproduce", "ReproduceConfig", "reproduce", "record, train and evaluate a recipe as its docstring says"
     ),

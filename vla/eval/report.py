@@ -105,3 +105,8 @@ def report(config: ReportConfig) -> Path:
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(out, page(escape(f"{name} - Lattice"), body))
     return out
+
+
+def report_and_say(config: ReportConfig) -> None:
+    """What `vla report` does: `report`, and where it is."""
+    print(f"written to '{report(config)}'")
