@@ -63,6 +63,20 @@ SHOWN = {
         "ratio_96": "the same: our cache against LeRobot's video",
         "cache_build_fps": "LeRobot's video decoded into the cache, once",
     },
+    "queries": {
+        "queries_beating_prior": "one checkpoint, eight questions: those answered better than without a network",
+        "unified_success": "the same checkpoint in closed loop, reach and push, actions alone",
+        "joint_minus_sequential": "plan, future image and actions together, minus one after the other",
+        "evaluations_saved": "chunks executed for as long as they are sure: decisions saved",
+        "delay_4_drop": "success lost to a delay of four control steps",
+        "label_accuracy": "instructions of held-out episodes found",
+        "inverse_error_ratio": "inverse dynamics: error against a network that learns nothing else",
+        "plan_effective_ratio": "plans: positions evaluated that became words",
+        "future_image_gain": "what learning future images adds to acting",
+        "low_data_ratio": "100 demonstrations: success with all questions against actions alone",
+        "limit_violations": "limits broken in 100,000 sampled chunks",
+        "prefix_bit_exact": "committed actions that come back bit by bit",
+    },
     "lattice": {
         "bimodal_joint_1nfe": "two-mode task, one evaluation: whole chunks right, with the noise index",
         "bimodal_joint_1nfe_single_mask": "the same with one mask",
@@ -73,13 +87,15 @@ SHOWN = {
         "repair_rate": "false tokens mended in two more evaluations",
     },
 }
+DIFFERENCES = "_difference", "_vs_", "_minus_", "_gain", "_drop"
+"""Ids of rows that are a difference of two rates."""
 
 
 def cell(row: dict[str, Any]) -> str:
     if row["unit"] in ("fraction", "success") and row["interval"]:
         low, high = (f"{100 * end:.1f}" for end in row["interval"])
         between = f"{low}-{high}" if row["interval"][0] >= 0 else f"{low} to {high}"
-        sign = "points" if row["id"].endswith("_difference") or "_vs_" in row["id"] else "%"
+        sign = "points" if any(word in row["id"] for word in DIFFERENCES) else "%"
         return f"{100 * row['value']:.1f} {sign} ({between}, n = {row['n']})"
     unit = {"1/s": "frames/s", "parameters": "", "x": "times"}.get(row["unit"], row["unit"])
     value = row["value"]

@@ -199,6 +199,8 @@ def test_a_label_is_the_proposal_under_which_the_actions_are_likeliest(policy, m
     (label,) = policy.label([frames], [(0, 0)], candidates=2)
     assert (label.instruction, label.proposed) == ("reach the blue block", "reach the red block")
     assert label.confidence == pytest.approx(1 / (1 + np.exp(-2) + np.exp(-4)))  # two frames of each
+    (label,) = policy.label([frames], [(0, 0)], among=["reach the red block", "reach"])  # asks the query nothing
+    assert (label.instruction, label.proposed) == ("reach", "")
 
 
 def test_labels_need_frames_and_survive_a_query_that_says_nothing_readable(policy):
@@ -206,6 +208,8 @@ def test_labels_need_frames_and_survive_a_query_that_says_nothing_readable(polic
     assert len(labels) == 1 and 0 < labels[0].confidence <= 1
     with pytest.raises(ValueError, match="at least one frame"):
         policy.label([[]], [(0, 0)])
+    with pytest.raises(ValueError, match=r"1 to \d+ tokens"):
+        policy.label([[now(0).but(actions=chunk(0))]], [(0, 0)], among=["reach", ""])
 
 
 def test_in_joint_denoising_all_segments_are_ready_together():

@@ -10,7 +10,7 @@ import torch
 
 from tests.conftest import tiny_config
 from vla import recipes
-from vla.bench.query_answers import MEASURES, HeldOut, answers, label_by_likelihood
+from vla.bench.query_answers import MEASURES, HeldOut, answers, label_in_own_words
 from vla.bench.query_limits import broken_limits, changed_prefixes, foreign_tokens
 from vla.canvas.query import QUERIES
 from vla.data.batches import split_episodes
@@ -99,7 +99,7 @@ def test_the_eight_queries_are_measured_beside_an_answer_without_a_network(unifi
         assert np.isfinite(found.ours).all() and np.isfinite(found.baseline).all(), name
     exact = data.action_error(data.chunks(data.frames_B)[0], data.frames_B)
     assert np.abs(exact).max() == 0  # the truth has no error
-    assert label_by_likelihood(data, 1).ours.shape == (4,)
+    assert label_in_own_words(data)[0].ours.shape == (4,)
     assert foreign_tokens(data)[0] == 0
     assert broken_limits(policy, 300) == (0, 300)
     assert changed_prefixes(data, 6) == (1.0, 6)

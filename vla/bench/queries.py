@@ -42,7 +42,7 @@ def run(config: BenchConfig) -> dict[str, Any]:
     unified = bench.checkpoint("unified", 0)
     compared = [answers(bench.held_out(unified, seed)) for seed in seeds]
     bench.rows += query_rows(compared)
-    bench.rows += _by_likelihood(bench.held_out(unified, 0))
+    bench.rows += _own_words(bench.held_out(unified, 0))
     bench.rows += _inverse_alone(bench, unified, seeds)
     bench.rows += _closed_loop(bench, unified)
     bench.rows += _guarantees(bench, unified)
@@ -88,7 +88,8 @@ def query_rows(compared: Sequence[dict[str, Compared]]) -> list[Row]:
         n = len(compared[0]["label"].ours)  # the episodes are the same for every seed
         right = float(1 - wrong.mean())
         interval = wilson_interval(round(right * n), n)
-        rows.append(Row("label_accuracy", right, "fraction", n, interval, ">= 0.9", right >= 0.9))
+        note = compared[0]["label"].note
+        rows.append(Row("label_accuracy", right, "fraction", n, interval, ">= 0.9", right >= 0.9, note))
     if "plan" in compared[0]:
         used = float(np.mean([float(c["plan"].note.removeprefix("used ")) for c in compared]))
         rows.append(
@@ -105,15 +106,16 @@ def query_rows(compared: Sequence[dict[str, Compared]]) -> list[Row]:
     return rows
 
 
-def _by_likelihood(data: HeldOut) -> list[Row]:
-    """Labels without the label query: by the likelihood of the actions under each instruction."""
-    from vla.bench.query_answers import label_by_likelihood
+def _own_words(data: HeldOut) -> list[Row]:
+    """Labels in the policy's own words."""
+    from vla.bench.query_answers import label_in_own_words
     from vla.eval.statistics import wilson_interval
 
-    found = label_by_likelihood(data)
+    found, alone = label_in_own_words(data)
     n, right = len(found.ours), float(1 - found.ours.mean())
     interval = wilson_interval(round(right * n), n)
-    return [Row("label_by_likelihood", right, "fraction", n, interval, note=f"from the policy alone; {found.note}")]
+    note = f"nothing to choose from, the policy decides among draws of the query; the query by itself: {alone:.1%}"
+    return [Row("label_in_own_words", right, "fraction", n, interval, note=note)]
 
 
 def draw(compared: Sequence[dict[str, Compared]], data: HeldOut, room: Path) -> None:

@@ -11,7 +11,7 @@
     label         1 if the instruction means something else      the most frequent meaning
     score         1 if another chunk scores higher               chance, 7 of 8
 
-One frame of every held-out episode, so that frames are independent; for labels, several frames of it vote. An action's
+One frame of every held-out episode, so that frames are independent; for labels, several frames of it. An action's
 spread is its standard deviation over the training episodes. Two instructions mean the same if they are ways of saying
 one task of the same colours: which way was chosen for an episode, nobody can see.
 
@@ -36,7 +36,7 @@ ROWS = 50
 CANDIDATES = 8
 """Chunks that a score is to rank, the true one among them."""
 VOTES = 4
-"""Frames of an episode that vote for its label."""
+"""Frames of an episode that decide its label together."""
 
 
 @dataclass(frozen=True)
@@ -210,30 +210,40 @@ def _plan(data: HeldOut) -> Compared:
 
 
 def _label(data: HeldOut) -> Compared:
-    """The instruction that `Policy.label` finds for VOTES frames of the episode."""
-    read, cache = data.policy.tokenizers.text, data.cache
-    meaning_of = {
-        read.decode(read.ids(text)): meaning for text, meaning in zip(cache.tasks, data.meanings, strict=True)
-    }
+    """Which of the instructions of the training episodes, one for each meaning, `Policy.label` finds."""
+    sentence = dict(zip(reversed(data.meanings), reversed(data.cache.tasks), strict=True))  # the first of each meaning
+    labels = data.policy.label(*_frames_with_actions(data), among=list(sentence.values()))
+    meaning_of = {text: meaning for meaning, text in sentence.items()}
+    wrong = _wrong(data, [meaning_of[label.instruction] for label in labels])
+    usual = _wrong(data, [data.usual_meaning] * len(wrong))
+    return Compared(wrong, usual, f"among {len(sentence)} meanings, {VOTES} frames of an episode")
+
+
+def label_in_own_words(data: HeldOut) -> tuple[Compared, float]:
+    """The same with nothing to choose from; and how often the query is right by itself."""
+    read = data.policy.tokenizers.text
+    of = {read.decode(read.ids(t)): meaning for t, meaning in zip(data.cache.tasks, data.meanings, strict=True)}
+    labels = data.policy.label(*_frames_with_actions(data))
+    wrong, alone = (
+        _wrong(data, [of.get(text, text) for text in texts])
+        for texts in ([label.instruction for label in labels], [label.proposed for label in labels])
+    )
+    return Compared(wrong, _wrong(data, [data.usual_meaning] * len(wrong))), float(1 - alone.mean())
+
+
+def _frames_with_actions(data: HeldOut) -> tuple[list[list[Question]], list[tuple[int, int]]]:
+    """VOTES frames of every held-out episode with the actions that follow, and keys."""
     drawn = [data.draw(number) for number in range(VOTES)]
-    chunks = [data.chunks(frames_B)[0] for frames_B in drawn]
-    episodes = [
-        [
-            data.question(frames_B[e]).but(actions=chunk_BHA[e])
-            for frames_B, chunk_BHA in zip(drawn, chunks, strict=True)
-        ]
-        for e in range(len(data.episodes))
-    ]
-    labels = data.policy.label(episodes, [(data.seed, e) for e in range(len(episodes))])
-    true = [data.meanings[t] for t in cache.task_index[cache.episode_from[data.episodes]]]
+    both = [(frames_B, data.chunks(frames_B)[0]) for frames_B in drawn]
+    count = len(data.episodes)
+    episodes = [[data.question(frames[e]).but(actions=chunk[e]) for frames, chunk in both] for e in range(count)]
+    return episodes, [(data.seed, e) for e in range(count)]
 
-    def wrong(texts: list[str]) -> np.ndarray:
-        return np.array([meaning_of.get(text, text) != t for text, t in zip(texts, true, strict=True)], float)
 
-    usual = np.array([t != data.usual_meaning for t in true])
-    alone = 1 - wrong([label.proposed for label in labels]).mean()
-    note = f"{VOTES} frames of an episode; the query by itself is right in {alone:.1%}"
-    return Compared(wrong([label.instruction for label in labels]), usual.astype(float), note)
+def _wrong(data: HeldOut, said: list[str]) -> np.ndarray:
+    """1 for every held-out episode that does not mean what is said, float64 (B,)."""
+    true = [data.meanings[t] for t in data.cache.task_index[data.cache.episode_from[data.episodes]]]
+    return np.array([a != b for a, b in zip(said, true, strict=True)], dtype=np.float64)
 
 
 def _score(data: HeldOut) -> Compared:
@@ -247,27 +257,6 @@ def _score(data: HeldOut) -> Compared:
         scores = data.policy.score([now.but(actions=chunks_BHA[p]) for p in picks])
         wrong[row] = float(scores[1:].max() >= scores[0])
     return Compared(wrong, np.full(len(wrong), 1 - 1 / CANDIDATES), f"{CANDIDATES} candidates")
-
-
-def label_by_likelihood(data: HeldOut, frames: int = 2) -> Compared:
-    """Labels by Bayes' rule, from the policy alone: under which instruction are the actions likeliest?
-
-    One sentence stands for each meaning that the dataset has; `frames` of an episode are added up. Errors as "label".
-    """
-    cache = data.cache
-    sentence = dict(zip(reversed(data.meanings), reversed(cache.tasks), strict=True))  # the first of each meaning
-    total = np.zeros((len(data.episodes), len(sentence)))
-    for number in range(frames):
-        frames_B = data.draw(number)
-        chunks_BHA, _ = data.chunks(frames_B)
-        for row, (frame, chunk) in enumerate(zip(frames_B, chunks_BHA, strict=True)):
-            now = data.question(frame).but(actions=chunk)
-            total[row] += data.policy.score([now.but(instruction=text) for text in sentence.values()])
-    said = [list(sentence)[i] for i in total.argmax(1)]
-    true = [data.meanings[t] for t in cache.task_index[cache.episode_from[data.episodes]]]
-    wrong = np.array([a != b for a, b in zip(said, true, strict=True)])
-    usual = np.array([t != data.usual_meaning for t in true])
-    return Compared(wrong.astype(float), usual.astype(float), f"{len(sentence)} meanings, {frames} frames an episode")
 
 
 MEASURES = {

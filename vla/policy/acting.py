@@ -330,10 +330,14 @@ class Policy:
         return asking.score(self, questions)
 
     def label(
-        self, episodes: Sequence[Sequence[Question]], keys: Sequence[tuple[int, int]], candidates: int = 8
+        self,
+        episodes: Sequence[Sequence[Question]],
+        keys: Sequence[tuple[int, int]],
+        candidates: int = 8,
+        among: Sequence[str] = (),
     ) -> "list[labelling.Label]":
         """Instructions for demonstrations that have none: see `vla.policy.labelling.label`."""
-        return labelling.label(self, episodes, keys, candidates)
+        return labelling.label(self, episodes, keys, candidates, among)
 
     def inputs(
         self, observations: Sequence[Observation], told: bool = True

@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Instructions for demonstrations that have none, by a noisy channel.
 
-    label(policy, [frames of an episode, ...], keys) -> an instruction each
+    label(policy, [frames of an episode, ...], keys)                an instruction each, in the policy's own words
+    label(policy, [frames of an episode, ...], keys, among=[...])   one of these each
 
-The query `label` proposes: `candidates` draws of p(instruction | images, actions) for every frame. The policy itself
-disposes: the instruction under which the actions of all frames of an episode are likeliest, by the sum of
-log p(actions | images, instruction), which is Bayes' rule with no opinion about which instruction is usual
-(noisy-channel decoding; Yu et al. 2017, arXiv 1611.02554). The vision that reads a picture under an instruction knows
-what to look for, so the second step tells colours apart that the first confuses.
+Something proposes, the policy itself disposes: of the proposals that one under which the actions of all frames of an
+episode are likeliest, by the sum of log p(actions | images, instruction). This is Bayes' rule with no opinion about
+which instruction is usual (noisy-channel decoding; Yu et al. 2017, arXiv 1611.02554). Proposals are draws of the query
+`label`, p(instruction | images, actions), or a list. The vision that reads a picture under an instruction knows what to
+look for; without one it finds out what is done sooner than to which block, so where the instructions are known, name
+them.
 """
 
 from collections.abc import Sequence
@@ -35,19 +37,55 @@ class Label:
     confidence: float
     """Its share of the likelihood of all that was proposed, in [0, 1]."""
     proposed: str
-    """What the query says by itself: the likeliest proposal of all frames, each as loudly as it is sure."""
+    """What the query says by itself: the likeliest proposal of all frames, each as loudly as it is sure; "" where the
+    proposals were given."""
 
 
 def label(
-    policy: "Policy", episodes: Sequence[Sequence[Question]], keys: Sequence[tuple[int, int]], candidates: int = 8
+    policy: "Policy",
+    episodes: Sequence[Sequence[Question]],
+    keys: Sequence[tuple[int, int]],
+    candidates: int = 8,
+    among: Sequence[str] = (),
 ) -> list[Label]:
     """Label episodes. `episodes`: frames of each, with the actions that follow (`Question.actions`, (H, A)).
 
-    `keys`: one an episode, all its randomness. `candidates`: draws a frame, beside the likeliest one. ValueError for
-    no frames, frames without actions, and checkpoints that cannot be asked for an instruction.
+    `keys`: one an episode, all its randomness. `candidates`: draws a frame, beside the likeliest one. `among`: the
+    instructions that it may be; (): those that the query says. ValueError for no frames, frames without actions,
+    instructions that cannot be told, and checkpoints that cannot be asked for one.
     """
     if len(keys) != len(episodes) or not all(episodes):
         raise ValueError(f"expected a key and at least one frame for each of {len(episodes)} episodes")
+    if unknown := [text for text in among if not _readable(policy, text)]:
+        raise ValueError(f"an instruction must have 1 to {policy.tokenizers.text.length} tokens, got {unknown[0]!r}")
+    said = [dict.fromkeys(among, 0.0) for _ in episodes] if among else _proposals(policy, episodes, keys, candidates)
+    rows = [
+        (number, text, frame)
+        for number, of in enumerate(episodes)
+        for text in said[number]
+        if _readable(policy, text)
+        for frame in of
+    ]
+    likely = [{text: 0.0 if _readable(policy, text) else -np.inf for text in texts} for texts in said]
+    for begin in range(0, len(rows), ROWS):
+        part = rows[begin : begin + ROWS]
+        scores = policy.score([frame.but(instruction=text) for _, text, frame in part])
+        for (number, text, _), value in zip(part, scores, strict=True):
+            likely[number][text] += float(value)
+    labels = []
+    for proposals, of in zip(said, likely, strict=True):
+        nats = np.array(list(of.values()))
+        share = np.exp(nats - nats.max()) if np.isfinite(nats).any() else np.ones(len(nats))
+        best = int(nats.argmax())
+        proposed = "" if among else max(proposals, key=proposals.__getitem__)
+        labels.append(Label(list(of)[best], float(share[best] / share.sum()), proposed))
+    return labels
+
+
+def _proposals(
+    policy: "Policy", episodes: Sequence[Sequence[Question]], keys: Sequence[tuple[int, int]], candidates: int
+) -> list[dict[str, float]]:
+    """What the query says of the frames of each episode: text -> how loudly, summed over the likeliest ones."""
     frames = [(number, frame) for number, of in enumerate(episodes) for frame in of]
     asked = [query.label(frame, frame.actions) for _, frame in frames]
     said: list[dict[str, float]] = [{} for _ in episodes]
@@ -62,22 +100,7 @@ def label(
                 if draw == 0 or _readable(policy, text):
                     before = said[number].setdefault(text, 0.0)
                     said[number][text] = before + (float(weight) if draw == 0 else 0.0)
-    rows = [(n, text, frame) for n, frame in frames for text in said[n] if _readable(policy, text)]
-    likely = [{text: 0.0 if _readable(policy, text) else -np.inf for text in texts} for texts in said]
-    for begin in range(0, len(rows), ROWS):
-        part_rows = rows[begin : begin + ROWS]
-        scores = policy.score([frame.but(instruction=text) for _, text, frame in part_rows])
-        for (number, text, _), value in zip(part_rows, scores, strict=True):
-            likely[number][text] += float(value)
-    labels = []
-    for proposals, of in zip(said, likely, strict=True):
-        nats = np.array(list(of.values()))
-        share = np.exp(nats - nats.max()) if np.isfinite(nats).any() else np.ones(len(nats))
-        best = int(nats.argmax())
-        labels.append(
-            Label(list(of)[best], float(share[best] / share.sum()), max(proposals, key=proposals.__getitem__))
-        )
-    return labels
+    return said
 
 
 def _readable(policy: "Policy", text: str) -> bool:
