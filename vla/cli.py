@@ -47,6 +47,7 @@ VERBS: dict[str, Verb] = {
         "vla.eval.compare", "CompareConfig", "compare", "compare two evaluations on the same episodes, paired"
     ),
     "report": Verb("vla.eval.report", "ReportConfig", "report_and_say", "make one page of a run's figures and videos"),
+    "serve": Verb("vla.serve.server", "ServeConfig", "serve", "offer a policy to robots over a websocket"),
     "reproduce": Verb(
         "vla.reproduce", "ReproduceConfig", "reproduce", "record, train and evaluate a recipe as its docstring says"
     ),
