@@ -189,6 +189,7 @@ def test_wheel_installs_vla_and_the_module_lerobot_looks_for(wheel: zipfile.ZipF
     assert {"vla/py.typed", "vla/cli.py", "vla/policy/acting.py"} <= set(wheel.namelist())
     weights = {name for name in wheel.namelist() if name.endswith(".safetensors")}
     shipped = ("tabletop_image/image_tokenizer", "tabletop_nano/model")
+    shipped += ("tabletop_unified/image_tokenizer", "tabletop_unified/model")
     assert weights == {f"vla/checkpoints/{name}.safetensors" for name in shipped}
     assert not [name for name in wheel.namelist() if name.endswith((".pyc", ".mp4"))]
 
