@@ -240,9 +240,9 @@ def test_a_robot_needs_no_torch():
 
 @pytest.mark.render
 def test_the_tabletop_is_driven_through_a_socket_in_simulated_time():
+    from vla.bench.drive_tabletop import DriveConfig, client_of, delay_of, drive
     from vla.envs.registry import make_env
     from vla.eval.episodes import episode_list
-    from vla.serve.drive_tabletop import DriveConfig, client_of, delay_of, drive
 
     assert [delay_of(ms, 10) for ms in (0, 1, 100, 101, 300)] == [0, 1, 1, 2, 3]
     episodes = episode_list(["reach"], 2, 0)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What does latency cost? The tabletop, driven by the executor through a real client and a real server.
 
-    python -m vla.serve.drive_tabletop --latency-ms 0 100 200 300 --episodes 50
+    python -m vla.bench.drive_tabletop --latency-ms 0 100 200 300 --episodes 50
 
 Every latency is tried with the actions that are executed meanwhile told to the policy (committed) and not told (naive),
 on the same episodes. Time is simulated: the simulator waits for the reply, which takes effect ceil(latency * fps)
@@ -249,7 +249,7 @@ def main() -> int:
     import tyro
 
     try:
-        drive_all(tyro.cli(DriveConfig, prog="python -m vla.serve.drive_tabletop"))
+        drive_all(tyro.cli(DriveConfig, prog="python -m vla.bench.drive_tabletop"))
     except (ValueError, OSError, PolicyError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
