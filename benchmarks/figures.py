@@ -69,7 +69,8 @@ SHOWN = {
         "joint_minus_sequential": "plan, future image and actions together, minus one after the other",
         "evaluations_saved": "chunks executed for as long as they are sure: decisions saved",
         "delay_4_drop": "success lost to a delay of four control steps",
-        "label_accuracy": "instructions of held-out episodes found",
+        "label_accuracy": "instructions of held-out episodes found, among the 30 that are known",
+        "label_in_own_words": "the same in its own words, with nothing to choose from",
         "inverse_error_ratio": "inverse dynamics: error against a network that learns nothing else",
         "plan_effective_ratio": "plans: positions evaluated that became words",
         "future_image_gain": "what learning future images adds to acting",
@@ -97,9 +98,11 @@ def cell(row: dict[str, Any]) -> str:
         between = f"{low}-{high}" if row["interval"][0] >= 0 else f"{low} to {high}"
         sign = "points" if any(word in row["id"] for word in DIFFERENCES) else "%"
         return f"{100 * row['value']:.1f} {sign} ({between}, n = {row['n']})"
+    if row["unit"] in ("fraction", "success"):
+        return f"{100 * row['value']:.1f} %"
     unit = {"1/s": "frames/s", "parameters": "", "x": "times"}.get(row["unit"], row["unit"])
     value = row["value"]
-    return f"{round(value) if abs(value) >= 1000 else round(value, 2):,} {unit}".rstrip()
+    return f"{round(value) if abs(value) >= 1000 or value == round(value) else round(value, 2):,} {unit}".rstrip()
 
 
 def goal(row: dict[str, Any]) -> str:
