@@ -3,8 +3,8 @@
 
 One unified checkpoint of the tabletop (reach and push) answers eight queries about held-out episodes, is run in
 closed loop in different ways, and is compared with networks of the same size and as many steps that learn less:
-actions alone, no future image, inverse dynamics alone, and with a tenth of the demonstrations. What is measured stays
-in `out`, so that a run that was stopped goes on where it was; --quick is small, and proves nothing.
+actions alone, no future image, inverse dynamics alone; some of them short, some with few demonstrations. What is there
+stays in `out`, so that a run that was stopped goes on where it was; --quick is small, and proves nothing.
 """
 
 from collections.abc import Sequence

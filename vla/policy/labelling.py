@@ -58,49 +58,47 @@ def label(
         raise ValueError(f"expected a key and at least one frame for each of {len(episodes)} episodes")
     if unknown := [text for text in among if not _readable(policy, text)]:
         raise ValueError(f"an instruction must have 1 to {policy.tokenizers.text.length} tokens, got {unknown[0]!r}")
-    said = [dict.fromkeys(among, 0.0) for _ in episodes] if among else _proposals(policy, episodes, keys, candidates)
+    proposals = [("", list(among))] * len(episodes) if among else _proposals(policy, episodes, keys, candidates)
     rows = [
         (number, text, frame)
-        for number, of in enumerate(episodes)
-        for text in said[number]
-        if _readable(policy, text)
+        for number, (of, (_, texts)) in enumerate(zip(episodes, proposals, strict=True))
+        for text in texts
         for frame in of
     ]
-    likely = [{text: 0.0 if _readable(policy, text) else -np.inf for text in texts} for texts in said]
+    likely = [dict.fromkeys(texts, 0.0) for _, texts in proposals]
     for begin in range(0, len(rows), ROWS):
         part = rows[begin : begin + ROWS]
         scores = policy.score([frame.but(instruction=text) for _, text, frame in part])
         for (number, text, _), value in zip(part, scores, strict=True):
             likely[number][text] += float(value)
-    labels = []
-    for proposals, of in zip(said, likely, strict=True):
-        nats = np.array(list(of.values()))
-        share = np.exp(nats - nats.max()) if np.isfinite(nats).any() else np.ones(len(nats))
-        best = int(nats.argmax())
-        proposed = "" if among else max(proposals, key=proposals.__getitem__)
-        labels.append(Label(list(of)[best], float(share[best] / share.sum()), proposed))
-    return labels
+    return [_best(proposed, nats) for (proposed, _), nats in zip(proposals, likely, strict=True)]
+
+
+def _best(proposed: str, nats: dict[str, float]) -> Label:
+    """The likeliest of the texts; without any, what the query says by itself."""
+    if not nats:
+        return Label(proposed, 1.0, proposed)
+    best = max(nats, key=nats.__getitem__)
+    return Label(best, float(1 / np.exp(np.array(list(nats.values())) - nats[best]).sum()), proposed)
 
 
 def _proposals(
     policy: "Policy", episodes: Sequence[Sequence[Question]], keys: Sequence[tuple[int, int]], candidates: int
-) -> list[dict[str, float]]:
-    """What the query says of the frames of each episode: text -> how loudly, summed over the likeliest ones."""
+) -> list[tuple[str, list[str]]]:
+    """Of each episode (what the query says of all frames, each as loudly as it is sure; the sentences that it says)."""
     frames = [(number, frame) for number, of in enumerate(episodes) for frame in of]
     asked = [query.label(frame, frame.actions) for _, frame in frames]
     said: list[dict[str, float]] = [{} for _ in episodes]
-    for draw in range(candidates + 1):
+    for draw in range(candidates + 1):  # the first one is the likeliest, the others are draws
         for begin in range(0, len(asked), ROWS):
             part = slice(begin, begin + ROWS)
             own = [(int(randomness.fold(*keys[n], draw)), begin + i) for i, (n, _) in enumerate(frames[part])]
             found = policy.ask(asked[part], own, temperature=float(draw > 0)).instruction
             assert found is not None
-            sure = found.confidence.prod(1)
+            sure = found.confidence.prod(1) if draw == 0 else np.zeros(len(own))
             for (number, _), text, weight in zip(frames[part], found.values, sure, strict=True):
-                if draw == 0 or _readable(policy, text):
-                    before = said[number].setdefault(text, 0.0)
-                    said[number][text] = before + (float(weight) if draw == 0 else 0.0)
-    return said
+                said[number][text] = said[number].get(text, 0.0) + float(weight)
+    return [(max(of, key=of.__getitem__), [text for text in of if _readable(policy, text)]) for of in said]
 
 
 def _readable(policy: "Policy", text: str) -> bool:
