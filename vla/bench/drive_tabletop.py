@@ -216,7 +216,8 @@ def drive_all(config: DriveConfig) -> list[Drive]:
     results = []
     with client_of(config) as client:
         about = client.metadata
-        [delay_of(latency, about["fps"]) for latency in config.latency_ms]  # refuse before the first minute is spent
+        for latency in config.latency_ms:
+            delay_of(latency, about["fps"])  # refuses before the first minute is spent
         env = make_env("tabletop", image_size=about["image_size"], cameras=tuple(about["cameras"]))
         try:
             print(f"{about['checkpoint']}, {config.suite}, {len(episodes)} episodes; success in % (95 %)")
