@@ -2,7 +2,7 @@
 """`vla demo`: the whole loop in minutes: record, train, evaluate three ways, and a report to look at.
 
 Each step is the verb of that name with the numbers below, and leaves its own folder; a killed demo goes on with
---resume where it was. The figures go to <out>/demo.json and, in a checkout, to benchmarks/results/demo.json.
+--resume where it was. The figures go to <out>/demo.json; --results writes them where figures are quoted from as well.
 """
 
 import json
@@ -36,8 +36,9 @@ class DemoConfig:
     """Go on with a demo that was interrupted."""
     overwrite: bool = False
     """Delete an existing run folder first."""
-    results: Path = Path("benchmarks/results/demo.json")
-    """The figures are also written here, if this is run in a checkout (where there is a folder benchmarks/)."""
+    results: Path | None = None
+    """Where to write the figures, too: benchmarks/results/demo.json, before `python benchmarks/figures.py`. None: they
+    stay in `out`, and the figures that the README quotes are not touched by whoever tries the demo."""
 
 
 def demo(config: DemoConfig) -> dict[str, Any]:
@@ -155,8 +156,8 @@ def demo(config: DemoConfig) -> dict[str, Any]:
     text = json.dumps(results, indent=2, default=str) + "\n"
     (out / "demo.json").write_text(text)
     page = report(ReportConfig(run=out))
-    if config.results.parent.parent.is_dir():
-        config.results.parent.mkdir(exist_ok=True)
+    if config.results is not None:
+        config.results.parent.mkdir(parents=True, exist_ok=True)
         config.results.write_text(text)
     console.print()
     for row in rows:
