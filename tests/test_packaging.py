@@ -33,11 +33,11 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("checkpoint",),
     ("diffusion",),
     ("model",),
-    ("tokenizers", "envs", "randomness"),
+    ("tokenizers", "envs", "randomness", "processes"),
     ("canvas",),
 )
 RANK = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms}
-GROUND = {"tokenizers", "envs", "randomness", "canvas"}
+GROUND = {"tokenizers", "envs", "randomness", "processes", "canvas"}
 MAY_IMPORT_LEROBOT = {"lerobot", "data", "eval", "bench"}
 FILES = sorted((ROOT / "vla").rglob("*.py"))
 

@@ -3,7 +3,7 @@
 
     model.safetensors     weights to act with (EMA)            config.json            shape of the network, recipe, data
     tokenizers.json       limits, names, units of the dataset  text_tokenizer.json    the BPE
-    training.safetensors  raw weights, optimiser               training.json          step, seed, configuration
+    training.safetensors  raw weights, optimiser (or slices)   training.json          step, seed, configuration
     checksums.json        SHA-256 of every file, checked on load
 
 Written to a temporary folder beside the target, every file fsynced, then renamed: a kill or a full disk in the middle
@@ -111,17 +111,19 @@ def steps_in(run: Path) -> list[Path]:
 
 
 def prune(run: Path, keep: int) -> None:
-    """Delete all but the newest `keep` checkpoints, and what killed writers left behind."""
+    """Delete all but the newest `keep` checkpoints and the best one, and what killed writers left behind."""
+    best = (run / "checkpoints" / "best").resolve()
     for old in steps_in(run)[:-keep] if keep > 0 else []:
-        shutil.rmtree(old, ignore_errors=True)
+        if old.resolve() != best:
+            shutil.rmtree(old, ignore_errors=True)
     for left in (run / "checkpoints").glob(".*-[0-9]*-[0-9]*"):
         shutil.rmtree(left, ignore_errors=True)
 
 
-def point_last(run: Path, checkpoint: Path) -> None:
-    """Make <run>/checkpoints/last a link to `checkpoint`, atomically."""
-    link = run / "checkpoints" / "last"
-    temporary = link.with_name(f".last-{os.getpid()}")
+def point(run: Path, name: str, checkpoint: Path) -> None:
+    """Make <run>/checkpoints/<name> ("last", "best") a link to `checkpoint`, atomically."""
+    link = run / "checkpoints" / name
+    temporary = link.with_name(f".{name}-{os.getpid()}")
     temporary.unlink(missing_ok=True)
     temporary.symlink_to(checkpoint.name)
     os.replace(temporary, link)

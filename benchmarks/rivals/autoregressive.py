@@ -119,7 +119,7 @@ class AutoregressiveModel(LatticeModel):
 
 
 def loss(s: Session, model: nn.Module, batch: dict[str, Any], step: int, total: int) -> Tensor:
-    """Cross-entropy of all tokens within the episode given the true ones before them; digits weigh as ours do."""
+    """Cross-entropy of the tokens within the episode given the true ones before them, weighed as ours; and `ahead`."""
     assert isinstance(model, AutoregressiveModel)
     layout = model.config.layout
     digits_BHAD = s.tokenizers.action.encode(torch.from_numpy(batch["actions"]))
@@ -128,9 +128,11 @@ def loss(s: Session, model: nn.Module, batch: dict[str, Any], step: int, total: 
     asked_BNSD = layout.fold(real_BH[:, :, None, None].expand_as(digits_BHAD))
     blind = step < min(s.recipe.full_steps, total // 2)  # a short run must not end before it has read a token
     with s.autocast():
-        logits = model.teach(model.encode(*s.inputs(batch, keys(s.seed, step, batch))), digits_BNSD, blind)
+        prefix = model.encode(*s.inputs(batch, keys(s.seed, step, batch)))
+        logits = model.teach(prefix, digits_BNSD, blind)
+        aid = s.recipe.ahead * s.ahead_loss(prefix, batch["ahead"]) if model.ahead is not None else 0.0
     asked = Corrupted(revealed(digits_BNSD), digits_BNSD, asked_BNSD, ~asked_BNSD, ~asked_BNSD)
-    return total_loss(digit_losses(logits, asked))
+    return total_loss(digit_losses(logits, asked)) + aid
 
 
 class AutoregressivePolicy(Policy):

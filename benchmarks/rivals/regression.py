@@ -67,13 +67,15 @@ def unscale(scaled_BHA: Tensor, tokenizer: ActionTokenizer) -> Tensor:
 
 
 def loss(s: Session, model: nn.Module, batch: dict[str, Any], step: int, total: int) -> Tensor:
-    """Mean absolute error of the scaled actions within the episode, a scalar."""
+    """Mean absolute error of the scaled actions within the episode, a scalar; and the recipe's aid `ahead`."""
     assert isinstance(model, RegressionModel)
     target_BHA = scale(torch.from_numpy(batch["actions"]), s.tokenizers.action)
     with s.autocast():
-        chunk_BHA = model.chunk(model.encode(*s.inputs(batch, keys(s.seed, step, batch))))
+        prefix = model.encode(*s.inputs(batch, keys(s.seed, step, batch)))
+        chunk_BHA = model.chunk(prefix)
+        aid = s.recipe.ahead * s.ahead_loss(prefix, batch["ahead"]) if model.ahead is not None else 0.0
     real_BHA = torch.from_numpy(~batch["is_pad"]).unsqueeze(-1).expand_as(target_BHA)
-    return (chunk_BHA - target_BHA).abs()[real_BHA].mean()
+    return (chunk_BHA - target_BHA).abs()[real_BHA].mean() + aid
 
 
 class RegressionPolicy(Policy):

@@ -22,6 +22,8 @@ UNFAIR = (
     "pictures are encoded without it, where ours are encoded for the instruction",
     "against VQ-BeT: it cannot leave out what lies beyond the end of an episode, so it learns the repeated last action",
     "against multi_task_dit: its text encoder is frozen and drawn at random, where its authors have a pretrained CLIP",
+    "for the four of our network: where the recipe says so, their vision also sees how a picture differs from the "
+    "dataset's mean, and their summary also learns where the robot will be (ahead)",
     "for ours: the recipe was tuned on the tabletop, and the autoregressive, regression and single-mask rivals take "
     "its learning rate and schedule as they are",
 )

@@ -207,7 +207,8 @@ def probe(config: Any, cell: Cell) -> dict[str, Any]:
     from vla.data.batches import Batches
     from vla.diffusion import PLAIN
     from vla.diffusion.likelihood import chain_bits, sampler_bits
-    from vla.train.setup import build, load_training
+    from vla.train.saving import load_training
+    from vla.train.setup import build
 
     recipe = recipes.get(config.recipe, config.set)
     s = build(config, recipe)

@@ -72,6 +72,7 @@ class Batches:
     joined, which share of the samples comes from each; none: as many as it has frames. `plans`, `future`: what else a
     batch has, see `batch`; what they add draws from random streams of their own, and the rest stays what it was.
     `ahead`: K numbers of steps, see `batch`.
+    `part`: (r, n), only the rows r, r + n, r + 2 n, ... of each batch, for n processes that share it.
     `action_free`: episodes, int64, whose actions are not to be trusted (a person's video), marked in "has_actions".
     Attributes: samples (global frame ids), steps_per_epoch. ValueError for numbers < 1, no episodes, episodes that do
     not exist, or weights that cannot be.
@@ -89,6 +90,7 @@ class Batches:
         future: bool = False,
         action_free: np.ndarray | None = None,
         ahead: tuple[int, ...] = (),
+        part: tuple[int, int] = (0, 1),
     ) -> None:
         if horizon < 1 or batch_size < 1:
             raise ValueError(f"expected horizon >= 1 and batch_size >= 1, got {horizon} and {batch_size}")
@@ -98,7 +100,10 @@ class Batches:
                 f"expected one or more episodes in 0..{len(cache.episode_from) - 1}, got {chosen.tolist()[:10]}"
             )
         self.cache, self.horizon, self.batch_size, self.seed = cache, horizon, batch_size, seed
+        if batch_size % part[1]:
+            raise ValueError(f"expected a batch size that {part[1]} processes can share, got {batch_size}")
         self.plans, self.future, self.ahead = plans, future, ahead
+        self._part = slice(part[0], None, part[1])
         self._trusted = None if action_free is None else _trusted(len(cache.episode_from), np.asarray(action_free))
         self.samples = np.concatenate([np.arange(cache.episode_from[e], cache.episode_to[e]) for e in chosen])
         self.steps_per_epoch = len(self.samples) / batch_size
@@ -172,7 +177,7 @@ class Batches:
         the robot that many steps later, at most at the end of the episode. With `action_free`: has_actions bool (B,),
         False in those episodes; actions and is_pad are what the dataset says.
         """
-        cache, ids = self.cache, self.sample_ids(step)
+        cache, ids = self.cache, self.sample_ids(step)[self._part]
         rows_BH = ids[:, None] + self._chunk
         last_B1 = self._last_frame[cache.episode_index[ids]][:, None]
         batch = {
@@ -187,7 +192,7 @@ class Batches:
             batch["plan_index"] = cache.plan_index[ids]
         if self.future:
             left = last_B1[:, 0] - ids
-            drawn = _generator(self.seed, "goal", step).random(len(ids))
+            drawn = _generator(self.seed, "goal", step).random(self.batch_size)[self._part]
             batch["goal_steps"] = np.minimum((drawn * left).astype(np.int64) + 1, left)
             for name, later in (("future", np.minimum(self.horizon, left)), ("goal", batch["goal_steps"])):
                 batch[name] = self._pictures(ids + later)

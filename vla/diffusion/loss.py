@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vla import processes
 from vla.diffusion.noise import DIGIT_DECAY, explain
 from vla.diffusion.programs import COPIES, Corrupted, noisy_copy
 from vla.model import LatticeModel, Prefix
@@ -40,6 +41,8 @@ def losses(
     state = corrupted.state
     if candidates > 1 and model.config.noise_indices > 1:
         rows = noisy_copy(len(key_B), key_B.device).flatten().nonzero().squeeze(1)
+        if not len(rows):  # one of several processes; all evaluate equally often, and a plain mask stays one
+            rows = rows.new_zeros(1)
         asked = rows // COPIES
         noise_BNS = state.noise_BNS.clone()
         noise_BNS[rows] = explain(model, prefix.pick(asked), corrupted, rows, key_B[asked], candidates)[:, None, None]
@@ -75,4 +78,4 @@ def total_loss(digits: list[Tensor], quality: Tensor | float = 0.0) -> Tensor:
 
 def _mean(x: Tensor, where: Tensor) -> Tensor:
     weight = where.to(x.dtype)
-    return (x * weight).sum() / weight.sum().clamp(min=1)
+    return (x * weight).sum() / processes.mean(weight.sum()).clamp(min=1 / processes.world())

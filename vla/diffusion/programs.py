@@ -26,7 +26,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vla import randomness
+from vla import processes, randomness
 from vla.canvas import Layout, Provenance, State, revealed
 from vla.diffusion.noise import redraw
 
@@ -105,8 +105,10 @@ class Corrupted:
 
 def times(key_B: Tensor, coordinates: int) -> Tensor:
     """Low-discrepancy times in [0, 1), float64 (B, coordinates): a Sobol sequence over the batch, shifted at random."""
-    points_BC = torch.quasirandom.SobolEngine(coordinates).draw(key_B.shape[0], dtype=torch.float64).to(key_B.device)
-    return (points_BC + randomness.uniform(key_B[:1], "shift", coordinates)) % 1
+    whole_batch = key_B.shape[0] * processes.world()
+    points_BC = torch.quasirandom.SobolEngine(coordinates).draw(whole_batch, dtype=torch.float64)
+    shift_1C = randomness.uniform(processes.first(key_B[:1]), "shift", coordinates)
+    return (processes.dealt(points_BC).to(key_B.device) + shift_1C) % 1
 
 
 def ratios(key_B: Tensor, segments: int, programs: Programs) -> Tensor:
@@ -211,7 +213,7 @@ def corrupt(
 
 def noisy_copy(batch: int, device: torch.device) -> Tensor:
     """bool (B, K): the copies that may have a noise index, one of every other sample, first and second in turn."""
-    sample_B1 = torch.arange(batch, device=device).unsqueeze(1)
+    sample_B1 = processes.places(batch).to(device).unsqueeze(1)
     return (sample_B1 % 2 == 0) & (sample_B1 // 2 % COPIES == torch.arange(COPIES, device=device))
 
 

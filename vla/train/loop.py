@@ -6,7 +6,10 @@ import signal
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,9 @@ class TrainConfig:
     save_interval: int = 1000
     """Steps between checkpoints."""
     keep: int = 2
-    """How many checkpoints to keep."""
+    """How many checkpoints to keep, beside the one with the lowest validation loss."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """Several processes (torchrun, accelerate launch): each has the whole network, or (fsdp) a slice of all of it."""
     log_interval: int = 25
     val_interval: int = 500
     tensorboard: bool = True
@@ -55,39 +60,53 @@ must not make it late, nor one that was slow for a while end it early. A resumed
 
 
 def train(config: TrainConfig) -> dict[str, Any]:
-    """Train. Returns {"checkpoint", "steps", "loss", "elapsed_s", "steps_per_s", ...}.
+    """Train, in this process or together with the others that a launcher started.
 
-    Raises ValueError for a missing dataset, a dataset without language, NaN in it, an existing run folder.
+    Returns {"checkpoint", "steps", "loss", "elapsed_s", "steps_per_s", ...}. Raises ValueError for a missing dataset, a
+    dataset without language, NaN in it, an existing run folder.
     """
+    from vla import processes
+
+    with processes.together(config.device) as device:
+        return _train(config, device)
+
+
+def _train(config: TrainConfig, device: "torch.device") -> dict[str, Any]:
     import shutil
 
     import torch
 
-    from vla import recipes
-    from vla.checkpoint import steps_in
+    from vla import processes, recipes
     from vla.train.metrics import Metrics
-    from vla.train.setup import build, fit_steps, load_training, save
+    from vla.train.parallel import clip
+    from vla.train.saving import load_training, newest_sound, save
+    from vla.train.setup import build, fit_steps
     from vla.train.validate import validate
 
     # --------------------------------------------------------------------------------------------------------------
     # Where, with what
-    run = config.out
+    run, leads = config.out, processes.rank() == 0
     if run.exists() and any(run.iterdir()) and not config.resume:
         if not config.overwrite:
             raise ValueError(f"the run folder '{run}' exists; give another --out, or --resume, or --overwrite")
-        shutil.rmtree(run)
+        processes.wait()  # all have seen it
+        if leads:
+            shutil.rmtree(run)
+    processes.wait()
     recipe = recipes.get(config.recipe, config.set)
-    s = build(config, recipe)  # dataset cache, batches, tokenizers, model, optimiser, averaged weights
+    s = build(config, recipe, device)  # dataset cache, batches, tokenizers, model, optimiser, averaged weights
     total = limit = config.steps or recipe.steps
-    start, best_resume = 0, steps_in(run)[-1:] if config.resume else []
-    if config.resume and not best_resume:
-        raise ValueError(f"nothing to resume in '{run}': no complete checkpoint; drop --resume to start")
-    for folder in best_resume:
+    start = 0
+    if config.resume:
+        folder = newest_sound(run)
+        if folder is None:
+            raise ValueError(f"nothing to resume in '{run}': no complete checkpoint; drop --resume to start")
         start, total = load_training(folder, s, None if config.steps is None else config.steps)
-    metrics = Metrics(run, total, config.tensorboard)
+    metrics = Metrics(run, total, config.tensorboard, silent=not leads)
     metrics.say(
         f"{s.parameters / 1e6:.2f} M parameters, {len(s.train_episodes)} episodes, {s.frames} frames, "
         f"{s.precision}, {s.device}, {torch.get_num_threads()} threads"
+        + (f", {processes.world()} processes ({config.parallel})" if processes.world() > 1 else "")
     )
 
     # --------------------------------------------------------------------------------------------------------------
@@ -104,16 +123,17 @@ def train(config: TrainConfig) -> dict[str, Any]:
     # The loop
     began = rate_from = time.perf_counter()
     rate_step = start
-    skipped, last_validation = 0, {}
+    skipped, stopped, last_validation, validated = 0, False, {}, -1
     loss_value = float("nan")
     batches = s.batches.prefetch(start, depth=3)
     try:
         for step, batch in batches:
-            if step >= total or stop:
+            if step >= total or stopped:
                 break
             if config.minutes and start < FIT_FROM and (step == FIT_FROM or (step and step % FIT_AGAIN == 0)):
                 measured, seconds = step - rate_step, time.perf_counter() - rate_from
                 total = fit_steps(measured, seconds, config.minutes, began, step, limit)
+                total = int(processes.first(torch.tensor(total, device=device)))  # one clock for all
                 metrics.total = total
             if step == start + 10 or (step and step % FIT_AGAIN == 0):
                 rate_from, rate_step = time.perf_counter(), step
@@ -121,12 +141,12 @@ def train(config: TrainConfig) -> dict[str, Any]:
             # One step: corrupt, predict, descend the gradient, average the weights
             for group in s.optimiser.param_groups:
                 group["lr"] = s.learning_rate(step, total)
-            losses = s.losses(batch, step)
-            loss = losses["loss"]
+            losses = s.within(s.losses, batch, step)
             s.optimiser.zero_grad(set_to_none=True)
-            loss.backward()
-            grad_norm = torch.nn.utils.clip_grad_norm_(s.model.parameters(), recipe.grad_clip)
-            loss_value = loss.item()
+            losses["loss"].backward()
+            grad_norm = clip(s.model.parameters(), recipe.grad_clip)
+            loss, stops = processes.mean(torch.stack([losses["loss"].detach(), losses["loss"].new_tensor(len(stop))]))
+            loss_value, stopped = loss.item(), stops.item() > 0
             if torch.isfinite(loss) and torch.isfinite(grad_norm):
                 s.optimiser.step()
                 s.average(step)
@@ -143,16 +163,16 @@ def train(config: TrainConfig) -> dict[str, Any]:
             # Tell, look, save
             done = step + 1
             if done % config.log_interval == 0 or done == total:
-                parts = {name: value.item() for name, value in losses.items()}
+                parts = {name: processes.mean(value.detach()).item() for name, value in losses.items()}
                 metrics.log(
                     done, recipe.batch_size, **parts, lr=s.learning_rate(step, total), grad_norm=grad_norm.item()
                 )
             metrics.advance(done)
             if done % config.val_interval == 0 or done == total:
-                last_validation = validate(s)
+                last_validation, validated = validate(s), done
                 metrics.log_validation(done, **last_validation)
             if done % config.save_interval == 0 and done < total:
-                save(run, s, config, done, total, last_validation)
+                save(run, s, config, done, total, last_validation, validated == done)
     finally:
         batches.close()
         for number, handler in handlers.items():
@@ -160,8 +180,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
 
     # --------------------------------------------------------------------------------------------------------------
     # The last checkpoint
-    reached = min(step, total) if stop else total
-    folder = save(run, s, config, reached, total, last_validation)
+    reached = min(step, total) if stopped else total
+    folder = save(run, s, config, reached, total, last_validation, validated == reached)
     elapsed = time.perf_counter() - began
     result = {
         "checkpoint": str(folder),
@@ -174,8 +194,9 @@ def train(config: TrainConfig) -> dict[str, Any]:
         **last_validation,
     }
     metrics.close()
-    if stop:
+    if stopped:
         metrics.say(f"interrupted at step {reached}; saved in '{folder}'; continue with --resume")
         raise KeyboardInterrupt
-    (run / "train.json").write_text(json.dumps(result, indent=2))  # who finds it knows that training is finished
+    if leads:
+        (run / "train.json").write_text(json.dumps(result, indent=2))  # who finds it knows that training is finished
     return result

@@ -3,6 +3,7 @@
 
 import json
 import math
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -12,19 +13,23 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 
 class Metrics:
-    """One line of JSON an interval, scalars to TensorBoard, a progress bar (sparse plain lines without a terminal)."""
+    """One line of JSON an interval, scalars to TensorBoard, a progress bar (sparse plain lines without a terminal).
 
-    def __init__(self, run: Path, total: int, tensorboard: bool) -> None:
+    `silent`: it tells nobody, as behoves all but the first of several processes.
+    """
+
+    def __init__(self, run: Path, total: int, tensorboard: bool, silent: bool = False) -> None:
         run.mkdir(parents=True, exist_ok=True)
-        self.total, self._console = total, Console(highlight=False)
-        self._file = (run / "metrics.jsonl").open("a")
+        self.total, self._console = total, Console(highlight=False, quiet=silent)
+        path = Path(os.devnull) if silent else run / "metrics.jsonl"
+        self._file = path.open("a")
         self._writer = None
-        if tensorboard:
+        if tensorboard and not silent:
             from torch.utils.tensorboard import SummaryWriter
 
             self._writer = SummaryWriter(str(run / "tensorboard"))
         self._progress: Progress | None = None
-        if self._console.is_terminal:
+        if self._console.is_terminal and not silent:
             columns = (
                 TextColumn("train"),
                 BarColumn(),

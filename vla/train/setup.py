@@ -5,20 +5,18 @@ import contextlib
 import copy
 import ctypes
 import functools
-import json
 import math
 import os
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from vla import checkpoint, randomness, recipes
+from vla import checkpoint, processes, randomness
 from vla.canvas.query import QUERIES
 from vla.data.batches import Batches, chosen_episodes, split_episodes
 from vla.data.cache import FrameCache, open_cache
@@ -41,6 +39,7 @@ from vla.tokenizers import (
 )
 from vla.tokenizers.text import SPARE
 from vla.train.augment import harder
+from vla.train.parallel import Within, own, replicate, shard, whole
 from vla.train.queries import Asking, Rows, written
 
 AHEAD = (1, 2, 4, 1_000_000)
@@ -67,6 +66,10 @@ class Session:
     model: LatticeModel
     averaged: LatticeModel
     optimiser: torch.optim.Optimizer
+    within: torch.nn.Module
+    """Calls `losses` in such a way that several processes share its gradients."""
+    sharded: bool = False
+    """Whether this process has a slice of every parameter only."""
 
     @property
     def parameters(self) -> int:
@@ -87,7 +90,7 @@ class Session:
     def losses(self, batch: dict[str, Any], step: int, model: LatticeModel | None = None) -> dict[str, Tensor]:
         """The losses of one batch, "loss" the total. Masks and noise: a function of (seed, step, place in it)."""
         model = model or self.model
-        key_B = randomness.fold(self.seed, step, torch.arange(len(batch["actions"]))).to(self.device)
+        key_B = randomness.fold(self.seed, step, processes.places(len(batch["actions"]))).to(self.device)
         actions, pad = torch.from_numpy(batch["actions"]), torch.from_numpy(_unknown(batch))
         with self.autocast():
             prefix = model.encode(*self.inputs(batch, key_B if model is self.model else None))
@@ -178,11 +181,20 @@ class Session:
     def average(self, step: int) -> None:
         """averaged += (1 - decay) (model - averaged), with a decay that grows in the first steps."""
         decay = min(self.recipe.ema, (1 + step) / (10 + step))
-        torch._foreach_lerp_(list(self.averaged.parameters()), list(self.model.parameters()), 1 - decay)
+        pairs = [[own(p) for p in model.parameters()] for model in (self.averaged, self.model)]
+        torch._foreach_lerp_(*pairs, 1 - decay)
+
+    def acting(self) -> LatticeModel:
+        """The network with the averaged weights, whole. Every process has to ask."""
+        if not self.sharded:
+            return self.averaged.eval()
+        model = LatticeModel(self.averaged.config).requires_grad_(False).to(self.device)
+        model.load_state_dict({name: whole(x) for name, x in self.averaged.state_dict().items()})
+        return model.eval()
 
     def policy(self) -> Policy:
         """A policy that acts with the averaged weights."""
-        return Policy(self.averaged, self.tokenizers, self.cache.fps, self.recipe.sampling, self.recipe.n_action_steps)
+        return Policy(self.acting(), self.tokenizers, self.cache.fps, self.recipe.sampling, self.recipe.n_action_steps)
 
 
 def _unknown(batch: dict[str, Any]) -> np.ndarray:
@@ -304,16 +316,27 @@ def keep_freed_memory() -> None:
         libc.mallopt(m_trim_threshold, 2**31 - 1)
 
 
-def build(config: Any, recipe: Recipe) -> Session:
-    """Open the dataset, fit the tokenizers, make the model. `config`: a TrainConfig."""
+def build(config: Any, recipe: Recipe, device: torch.device | None = None) -> Session:
+    """Open the dataset, fit the tokenizers, make the model. `config`: a TrainConfig.
+
+    Raises ValueError for batches that the processes cannot share.
+    """
+    if device is None:
+        with processes.together(config.device) as device:  # one process: what the name says
+            pass
     keep_freed_memory()
-    torch.set_num_threads(config.threads or len(os.sched_getaffinity(0)))
-    name = config.device if config.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(name)
+    torch.set_num_threads(config.threads or max(1, len(os.sched_getaffinity(0)) // processes.here()))
     names = (config.dataset,) if isinstance(config.dataset, str) else config.dataset
-    cache = join([open_cache(name, image_size=recipe.image_size) for name in names])
+    with processes.one_after_the_other():
+        cache = join([open_cache(name, image_size=recipe.image_size) for name in names])
     train_episodes, val_episodes = split_episodes(cache, recipe.holdout, config.seed, config.episodes)
     asks = recipe.queries.any
+    for share in (recipe.queries.joint, recipe.queries.share):
+        if round(share * recipe.batch_size) % processes.world():
+            raise ValueError(
+                f"{processes.world()} processes share every batch of {recipe.batch_size}, and the "
+                f"{round(share * recipe.batch_size)} rows of it that are asked more; choose numbers that they divide"
+            )
     batches = Batches(
         cache,
         recipe.horizon,
@@ -325,6 +348,7 @@ def build(config: Any, recipe: Recipe) -> Session:
         future=asks,
         ahead=tuple(recipe.horizon * chunks for chunks in AHEAD) if recipe.ahead else (),
         action_free=chosen_episodes(config.action_free, len(cache.episode_from)) if config.action_free else None,
+        part=(processes.rank(), processes.world()),
     )
     tokenizers = fit_tokenizers(recipe, cache)
     model_config = network(recipe, tokenizers, cache.cameras, bool(cache.plans))
@@ -341,6 +365,12 @@ def build(config: Any, recipe: Recipe) -> Session:
     if recipe.compile:  # what training calls; the averaged weights, which are saved and act, stay plain
         for method in ("encode", "decode"):
             setattr(model, method, torch.compile(getattr(model, method), fullgraph=True))
+    within, sharded = Within(model), False
+    if processes.world() > 1:
+        sharded = config.parallel == "fsdp"
+        within = shard(model, device) if sharded else replicate(model, device, recipe.queries.any)  # type: ignore
+        if sharded:
+            shard(averaged, device)
     decay = [p for p in model.parameters() if p.ndim >= 2]
     plain = [p for p in model.parameters() if p.ndim < 2]
     groups = [{"params": decay, "weight_decay": recipe.weight_decay}, {"params": plain, "weight_decay": 0.0}]
@@ -359,6 +389,8 @@ def build(config: Any, recipe: Recipe) -> Session:
         model=model,
         averaged=averaged,
         optimiser=torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, 0.98), fused=True),
+        within=within,
+        sharded=sharded,
     )
 
 
@@ -387,48 +419,3 @@ def fit_steps(steps: int, seconds: float, minutes: float, began: float, step: in
     """How many steps fit into `minutes` of wall-clock since `began`, at the measured rate; never more than `limit`."""
     left_s = minutes * 60 - (time.perf_counter() - began)
     return max(step + 1, min(limit, step + int(0.98 * left_s * steps / seconds)))
-
-
-def save(run: Path, s: Session, config: Any, step: int, total: int, validation: dict[str, float]) -> Path:
-    """Write <run>/checkpoints/<step> and point `last` at it."""
-
-    def fill(folder: Path) -> None:
-        extra = {
-            "recipe": {"name": config.recipe, **recipes.to_dict(s.recipe)},
-            "step": step,
-            "validation": validation,
-        }
-        s.policy().write(folder, extra)
-        state = s.optimiser.state_dict()["state"]
-        tensors = {f"model.{n}": t for n, t in s.model.state_dict().items()}
-        tensors |= {f"optimiser.{i}.{n}": t for i, moments in state.items() for n, t in moments.items()}
-        checkpoint.save_tensors(tensors, folder / "training.safetensors")
-        about = {
-            "step": step,
-            "total": total,
-            "seed": s.seed,
-            "config": {k: str(v) for k, v in asdict(config).items()},
-        }
-        (folder / "training.json").write_text(json.dumps(about, indent=2))
-
-    folder = checkpoint.write_folder(run / "checkpoints" / f"{step:07d}", fill)
-    checkpoint.point_last(run, folder)
-    checkpoint.prune(run, config.keep)
-    return folder
-
-
-def load_training(folder: Path, s: Session, steps: int | None) -> tuple[int, int]:
-    """Restore weights, averages and optimiser from a checkpoint. Returns (step, total steps)."""
-    checkpoint.verify(folder)
-    about = json.loads((folder / "training.json").read_text())
-    s.averaged.load_state_dict(checkpoint.load_tensors(folder / "model.safetensors"))
-    tensors = checkpoint.load_tensors(folder / "training.safetensors")
-    s.model.load_state_dict({n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")})
-    moments: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        if name.startswith("optimiser."):
-            _, index, key = name.split(".", 2)
-            moments.setdefault(int(index), {})[key] = tensor
-    state = s.optimiser.state_dict()
-    s.optimiser.load_state_dict({"state": moments, "param_groups": state["param_groups"]})
-    return about["step"], steps or about["total"]
