@@ -80,7 +80,7 @@ $(INSTALLED): requirements.lock pyproject.toml
 
 # --- what people do ---------------------------------------------------------------------------------------------
 
-.PHONY: demo test test-lerobot test-lerobot-newest lint format lock wheel-test clean distclean
+.PHONY: demo test test-lerobot test-lerobot-newest lint format lock wheel-test audit clean distclean
 demo: $(INSTALLED)  ## check the machine, then record, train, evaluate and report in runs/demo
 	@$(BIN)/vla doctor
 	@VLA_DEMO_BEGAN=$(BEGAN) $(BIN)/vla demo --out runs/demo $(if $(wildcard runs/demo),--resume) $(DEMO_FLAGS)
@@ -121,6 +121,9 @@ lock:  ## compile requirements.lock anew from pyproject.toml and constraints.txt
 
 wheel-test: $(INSTALLED)  ## build the wheel, install it in an environment outside the checkout, use it
 	@UV="$(abspath $(UV))" .ci/wheel-smoke $(abspath $(BIN)/python)
+
+audit: $(INSTALLED)  ## known vulnerabilities of the pinned packages; says so where nobody can be asked
+	@UV="$(abspath $(UV))" .ci/audit $(BIN)/python
 
 clean:  ## remove caches and builds (runs/ and .venv stay)
 	@rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

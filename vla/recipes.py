@@ -148,7 +148,7 @@ def tabletop_state() -> Recipe:
 def metaworld_mt10_small() -> Recipe:
     """The ten tasks of Meta-World's MT10 in one network, on two CPU cores, from 50 demonstrations a task at 96 px.
 
-    `vla reproduce metaworld_mt10_small`: 84.0 % (78-88, n = 200) after 60 minutes on 2 cores of an AMD EPYC (AVX-512,
+    `vla reproduce metaworld_mt10_small`: 84.0 % (79-88, n = 200) after 60 minutes on 2 cores of an AMD EPYC (AVX-512,
     bfloat16). What helped: the picture's difference from the dataset's mean, in which a puck stands out, and a summary
     that says where the robot will be (without either 74.5 %; LOG.md).
     """
