@@ -80,7 +80,7 @@ $(INSTALLED): requirements.lock pyproject.toml
 
 # --- what people do ---------------------------------------------------------------------------------------------
 
-.PHONY: demo test test-lerobot test-lerobot-newest lint format lock wheel-test audit clean distclean
+.PHONY: demo test test-lerobot test-lerobot-newest test-openpi lint format lock wheel-test audit clean distclean
 demo: $(INSTALLED)  ## check the machine, then record, train, evaluate and report in runs/demo
 	@$(BIN)/vla doctor
 	@VLA_DEMO_BEGAN=$(BEGAN) $(BIN)/vla demo --out runs/demo $(if $(wildcard runs/demo),--resume) $(DEMO_FLAGS)
@@ -99,6 +99,9 @@ test-lerobot-newest: $(INSTALLED)  ## the same with the newest LeRobot, in an en
 	@$(UV) pip install --python $(NEWEST)/bin/python --compile-bytecode --upgrade-package lerobot 'lerobot[dataset]'
 	@$(NEWEST)/bin/python benchmarks/lerobot_commands.py --against benchmarks/results/lerobot.json \
 	  --results runs/lerobot-newest.json $(LEROBOT_FLAGS)
+
+test-openpi: $(INSTALLED)  ## openpi's unmodified client against vla serve, in environments of its own
+	@$(BIN)/python benchmarks/openpi/run.py
 
 lint: $(INSTALLED)  ## ruff check, ruff format --check, mypy
 	@$(BIN)/ruff check .
