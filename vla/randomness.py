@@ -54,6 +54,7 @@ def fold(*parts: int | Tensor, device: torch.device | str | None = None) -> Tens
     return key
 
 
+@torch.compiler.assume_constant_result
 def stream_id(name: str) -> int:
     """A stable 32-bit number for a stream name: two draws with other names are independent."""
     return zlib.crc32(name.encode())

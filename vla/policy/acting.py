@@ -20,6 +20,7 @@ from vla.diffusion.limits import Limits, TokenLimits
 from vla.diffusion.sampler import Sample, Sampling, Trace, sample
 from vla.model import LatticeModel, ModelConfig
 from vla.policy import asking, labelling
+from vla.policy.one_graph import OneGraph
 from vla.tokenizers import BinTokenizer, Tokenizers
 
 
@@ -98,6 +99,7 @@ class Policy:
         self.decoding, self.think_below = decoding, think_below
         self.thoughts = 0
         self._limits: TokenLimits | None = None
+        self._graph: OneGraph | None = None
         if decoding != "actions" and not model.config.unified:
             raise ValueError(f"this checkpoint knows actions alone, so it cannot decode {decoding}: use 'actions'")
         self.n_action_steps = n_action_steps or max(1, self.horizon // 2)
@@ -130,6 +132,17 @@ class Policy:
         return self.model.word.weight.device
 
     # --- acting --------------------------------------------------------------------------------------------------
+    def compile(self, rows: int = 1, backend: str = "inductor") -> None:
+        """Decide actions in one compiled graph from now on (one_graph.py), `rows` observations at a time, padded.
+
+        Compiles at once, which takes a minute on a CPU. Limits, traces and other decodings stay uncompiled. ValueError
+        for a sampler that stops early.
+        """
+        self.rows, self._graph = rows, OneGraph(self.model, self.sampling, backend)
+        images = {c: np.zeros((self.image_size, self.image_size, 3), np.uint8) for c in self.cameras}
+        nothing = Observation(images, np.zeros(len(self.state_names), np.float32), "go")
+        self.act([nothing] * rows, [(0, 0)] * rows)
+
     def act(self, observations: list[Observation], keys: list[tuple[int, int]]) -> np.ndarray:
         """Decide a chunk for every observation. `keys`: (episode seed, environment step), all its randomness.
 
@@ -212,10 +225,14 @@ class Policy:
         """The fast path: no other segment is evaluated."""
         layout = self.model.config.layout
         key_B = randomness.fold(self.seed, *(torch.tensor(k) for k in zip(*keys, strict=True))).to(self.device)
-        prefix = self.model.encode(*self.inputs(observations))
+        inputs = self.inputs(observations)
         given = self._commit(committed, len(observations)) if committed is not None else None
         domain = self.domain(len(observations), previous, start, committed or ())
-        result: Sample = sample(self.model, prefix, key_B, self.sampling, given, trace, domain)
+        graph = self._graph
+        if graph is not None and graph.sampling == self.sampling and trace is None and domain is None:
+            result = graph(*inputs, key_B, given)
+        else:
+            result = sample(self.model, self.model.encode(*inputs), key_B, self.sampling, given, trace, domain)
         digits_BHAD = layout.unfold(result.state.digits_BNSD)
         offset = layout.unfold(result.fine_offset_BNS) if self.sampling.expectation else None
         actions_BHA, confidence_BHA = self.tokenizers.action.decode(digits_BHAD, offset), self.sureness(result)
