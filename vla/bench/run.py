@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 class BenchConfig:
     """Measure a claim of this project."""
 
-    name: Positional[Literal["lattice", "robustness", "data", "queries"]]
+    name: Positional[Literal["lattice", "robustness", "data", "queries", "survival"]]
     """Which benchmark."""
     out: Path = Path("runs/bench")
     """Folder for what is made on the way, and for the figures."""
@@ -39,6 +39,16 @@ class BenchConfig:
     """robustness: named set of tasks."""
     episodes: int = 300
     """robustness: of each perturbation, spread evenly over the tasks."""
+    only: tuple[Literal["fuzz", "kills", "interrupted", "wire", "overhead", "soak"], ...] = ()
+    """survival: these parts alone; none: all of them. The table has every part that was ever finished in `out`."""
+    resume: bool = False
+    """survival: parts that are finished in `out` are not run again."""
+    overwrite: bool = False
+    """survival: parts that are finished in `out` are run again, and replaced."""
+    seed: int = 0
+    """survival: of everything that is random."""
+    soak_minutes: float = 60.0
+    """survival: how long a server is kept under load."""
     results: Path | None = None
     """Where to write the numbers; none: benchmarks/results/NAME.json in a checkout, else NAME.json in `out`."""
 

@@ -96,12 +96,13 @@ def _train(config: TrainConfig, device: "torch.device") -> dict[str, Any]:
     recipe = recipes.get(config.recipe, config.set)
     s = build(config, recipe, device)  # dataset cache, batches, tokenizers, model, optimiser, averaged weights
     total = limit = config.steps or recipe.steps
-    start = 0
+    start, last_validation = 0, {}
     if config.resume:
         folder = newest_sound(run)
         if folder is None:
             raise ValueError(f"nothing to resume in '{run}': no complete checkpoint; drop --resume to start")
         start, total = load_training(folder, s, None if config.steps is None else config.steps)
+        last_validation = json.loads((folder / "config.json").read_text()).get("validation", {})
     metrics = Metrics(run, total, config.tensorboard, silent=not leads)
     metrics.say(
         f"{s.parameters / 1e6:.2f} M parameters, {len(s.train_episodes)} episodes, {s.frames} frames, "
@@ -123,7 +124,7 @@ def _train(config: TrainConfig, device: "torch.device") -> dict[str, Any]:
     # The loop
     began = rate_from = time.perf_counter()
     rate_step = start
-    skipped, stopped, last_validation, validated = 0, False, {}, -1
+    skipped, stopped, validated = 0, False, -1
     loss_value = float("nan")
     batches = s.batches.prefetch(start, depth=3)
     try:
