@@ -3,8 +3,8 @@
 
 Six parts, each a function in a sibling that returns rows: `fuzz` (survival_fuzz), `kills` and `interrupted`
 (survival_kills: trainings, recordings and evaluations that are killed), `wire` (survival_wire), `overhead` and `soak`
-(survival_pace). A part's rows are written to `<part>.json` in the bench's folder as soon as it is finished, so a long run
-may be done in pieces; the table is made of every part that is finished there.
+(survival_pace). A part's rows are written to `<part>.json` in the bench's folder as soon as it is finished, so a long
+run may be done in pieces; the table is made of every part that is finished there.
 """
 
 import importlib
@@ -60,7 +60,7 @@ class SurvivalConfig:
 
 
 def settings(config: "BenchConfig") -> SurvivalConfig:
-    """This bench's settings out of those of all; its folder is <out>/survival, and <out>/quick/survival with --quick."""
+    """This bench's settings out of those of all; its folder is <out>/survival, with --quick <out>/quick/survival."""
     return SurvivalConfig(
         out=(config.out / "quick" if config.quick else config.out) / "survival",
         only=config.only or tuple(PARTS),

@@ -18,7 +18,7 @@ from vla.diffusion.domain import Domain, settle
 from vla.diffusion.joint import Turns, one_by_one
 from vla.diffusion.limits import Limits, TokenLimits
 from vla.diffusion.sampler import Sample, Sampling, Trace, sample
-from vla.model import LatticeModel, ModelConfig
+from vla.model import LatticeModel, ModelConfig, low_bit
 from vla.policy import asking, labelling
 from vla.policy.one_graph import OneGraph
 from vla.tokenizers import BinTokenizer, Tokenizers
@@ -448,7 +448,10 @@ class Policy:
             )
         model_config = ModelConfig(**{**config["model"], "cameras": tuple(config["model"]["cameras"])})
         model = LatticeModel(model_config)
-        model.load_state_dict(checkpoint.load_tensors(folder / "model.safetensors"))
+        tensors = checkpoint.load_tensors(folder / "model.safetensors")
+        model.load_state_dict(low_bit.unpack(tensors) if "low_bit" in config else tensors)
+        if "low_bit" in config:
+            low_bit.run_in_integers(model, tensors)
         sampling = Sampling(**config["sampling"])
         if evaluations is not None:
             sampling = replace(sampling, evaluations=evaluations)

@@ -100,7 +100,7 @@ class Reader:
                 "observation", f"expected prompt as text of at most {PROMPT_CHARACTERS} characters, got {got}"
             )
         key = self._whole(raw, "seed"), self._whole(raw, "step")
-        return Asked(self.make(images, state.astype(np.float32), prompt), key, self._committed(raw))
+        return Asked(self.make(images, state, prompt), key, self._committed(raw))
 
     @staticmethod
     def _got(raw: dict, key: str) -> str:
@@ -119,21 +119,23 @@ class Reader:
         return image
 
     def _floats(self, raw: dict, key: str, shape: tuple[int, ...], dtypes: tuple[type, ...]) -> np.ndarray:
-        """`shape`: -1 for any size."""
+        """float32. `shape`: -1 for any size."""
         found: Any = raw.get(key)
         names = " or ".join(np.dtype(dtype).name for dtype in dtypes)
         right = isinstance(found, np.ndarray) and found.dtype in dtypes and found.ndim == len(shape)
         if not right or any(want not in (-1, have) for want, have in zip(shape, found.shape, strict=True)):
             wanted = str(shape).replace("-1", "m")
             raise RequestError("observation", f"expected {key} as {names} {wanted}, got {self._got(raw, key)}")
+        with np.errstate(over="ignore"):  # what the policy sees: a float64 of 1e300 would be infinite
+            found = found.astype(np.float32, copy=False)
         if not np.isfinite(found).all():
-            raise RequestError("observation", f"expected {key} to be finite, got NaN or infinity in it")
+            raise RequestError("observation", f"expected {key} to be finite in float32, got NaN or infinity in it")
         return found
 
     def _whole(self, raw: dict, key: str) -> int:
         value = raw.get(key, 0)
         if isinstance(value, bool) or not isinstance(value, int | np.integer) or not 0 <= value < 2**63:
-            got = int(value) if isinstance(value, int | np.integer) else _describe(value)
+            got = str(value) if isinstance(value, int | np.integer) else _describe(value)
             raise RequestError("observation", f"expected {key} as a whole number from 0 to 2^63 - 1, got {got}")
         return int(value)
 

@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`vla quantize`: a checkpoint with weights of eight or four bits, and what each layer loses by it.
+
+A masked model works at every mask ratio, and a layer that is harmless when much is known may not be when nothing is. So
+each layer is rounded by itself, and the loss of hidden digits is measured at several ratios, on the same frames and
+masks; a layer that costs more than `keep_above` at any of them stays as it is.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+RATIOS = (0.25, 0.5, 0.75, 1.0)
+"""Mask ratios at which a layer is asked."""
+
+
+@dataclass(frozen=True)
+class QuantizeConfig:
+    """Make a checkpoint's weights integers of few bits."""
+
+    checkpoint: str
+    """Checkpoint folder, or the name of a shipped one."""
+    dataset: str
+    """Frames like those it was trained on, to measure on: folder of a LeRobotDataset, or a hub repository id."""
+    out: Path
+    """Folder to write; it must not exist."""
+    bits: int = 8
+    """8 (a scale a row; multiplied as integers where torchao is there) or 4 (a scale for 32 weights; smaller only)."""
+    frames: int = 256
+    """How many frames the loss is measured on."""
+    keep_above: float = 0.02
+    """Nats a hidden digit: a layer whose rounding alone costs more, at any mask ratio, stays as it is."""
+
+
+def quantize(config: QuantizeConfig) -> dict[str, Any]:
+    """Write the checkpoint, atomically. Returns {"size_ratio", "layers", "kept", "loss", "loss_after"}.
+
+    `loss`: {mask ratio: nats a hidden digit}. Raises ValueError if `out` exists, for a checkpoint that has few bits
+    already, or a dataset of another robot; ModuleNotFoundError without torchao.
+    """
+    import torch
+    from rich.console import Console
+
+    from vla import checkpoint
+    from vla.model import low_bit
+    from vla.policy import Policy
+
+    if config.out.exists():
+        raise ValueError(f"the folder '{config.out}' exists; give another --out or delete it")
+    source = checkpoint.resolve(config.checkpoint)
+    policy = Policy.load(source)
+    about = json.loads((source / "config.json").read_text())
+    if "low_bit" in about:
+        raise ValueError(f"the weights of '{config.checkpoint}' have {about['low_bit']['bits']} bits already")
+    model, console = policy.model, Console(highlight=False)
+    measure = _Measure(policy, config.dataset, config.frames)
+    before, state = measure.losses(), model.state_dict()
+    chosen, kept = [], {}
+    for layer in low_bit.candidates(model):
+        weight = model.get_parameter(f"{layer}.weight")
+        exact = weight.detach().clone()
+        name = f"{layer}.weight"
+        with torch.no_grad():
+            weight.copy_(low_bit.unpack(low_bit.pack({name: exact}, [layer], config.bits))[name])
+            cost = max(after - loss for after, loss in zip(measure.losses().values(), before.values(), strict=True))
+            weight.copy_(exact)
+        if cost > config.keep_above:
+            kept[layer] = round(cost, 4)
+            console.print(f"{layer} stays as it is: it would cost {cost:.3f} nats a digit")
+        else:
+            chosen.append(layer)
+    packed = low_bit.pack(state, chosen, config.bits)
+    model.load_state_dict(low_bit.unpack(packed))
+    after = measure.losses()
+
+    def fill(folder: Path) -> None:
+        policy.write(folder, {key: about[key] for key in ("recipe", "step", "validation") if key in about})
+        written = json.loads((folder / "config.json").read_text())
+        written["low_bit"] = {"bits": config.bits, "layers": len(chosen), "kept": kept}
+        (folder / "config.json").write_text(json.dumps(written, indent=2))
+        checkpoint.save_tensors(packed, folder / "model.safetensors")
+
+    folder = checkpoint.write_folder(config.out, fill)
+    sizes = [(where / "model.safetensors").stat().st_size for where in (folder, source)]
+    result = {
+        "size_ratio": sizes[0] / sizes[1],
+        "layers": len(chosen),
+        "kept": kept,
+        "loss": before,
+        "loss_after": after,
+    }
+    worst = max(after[ratio] - before[ratio] for ratio in RATIOS)
+    console.print(
+        f"'{folder}': {len(chosen)} layers of {config.bits} bits, {len(kept)} kept, {sizes[0] / 1e6:.2f} MB instead of "
+        f"{sizes[1] / 1e6:.2f}; the loss of hidden digits grows by {worst:.4f} nats at most",
+        soft_wrap=True,
+    )
+    return result
+
+
+class _Measure:
+    """The loss of hidden digits at each mask ratio, always of the same frames and masks."""
+
+    def __init__(self, policy: Any, dataset: str, frames: int) -> None:
+        """ValueError for a dataset with other actions, states or cameras."""
+        import numpy as np
+        import torch
+
+        from vla.data.batches import Batches
+        from vla.data.cache import open_cache
+
+        cache = open_cache(dataset, image_size=policy.image_size)
+        for what, ours, theirs in (
+            ("actions", policy.action_names, cache.action_names),
+            ("states", policy.state_names, cache.state_names),
+            ("cameras", policy.cameras, cache.cameras),
+        ):
+            if list(ours) != list(theirs):
+                raise ValueError(f"expected a dataset with the {what} {list(ours)}, got {list(theirs)}")
+        batch = Batches(cache, policy.horizon, min(frames, len(cache)), 0).batch(0)
+        whole = ~batch["is_pad"].any(1) if (~batch["is_pad"].any(1)).any() else np.ones(len(batch["state"]), bool)
+        self.policy = policy
+        words_TL = torch.from_numpy(policy.tokenizers.text.encode(cache.tasks))
+        self.inputs = (
+            {camera: torch.from_numpy(batch["images"][camera][whole]) for camera in cache.cameras},
+            policy.tokenizers.state(torch.from_numpy(batch["state"][whole])),
+            words_TL[torch.from_numpy(batch["task_index"][whole])],
+        )
+        digits_BHAD = policy.tokenizers.action.encode(torch.from_numpy(batch["actions"][whole]))
+        self.digits_BNSD = policy.model.config.layout.fold(digits_BHAD)
+
+    def losses(self) -> dict[float, float]:
+        """{mask ratio: mean cross-entropy of the hidden digits, nats}."""
+        import torch
+
+        from vla import randomness
+        from vla.canvas import revealed
+        from vla.diffusion.loss import digit_losses
+        from vla.diffusion.programs import Corrupted
+
+        model, digits = self.policy.model, self.digits_BNSD
+        rank_BNS = randomness.uniform(torch.arange(len(digits)), "quantize", *digits.shape[1:3])
+        found = {}
+        with torch.inference_mode():
+            prefix = model.encode(*self.inputs)
+            for ratio in RATIOS:
+                hidden_BNS = rank_BNS < ratio
+                state = revealed(digits, torch.where(hidden_BNS, 0, digits.shape[-1]))
+                asked_BNSD = hidden_BNS.unsqueeze(-1).expand_as(digits)
+                nobody = torch.zeros_like(asked_BNSD)
+                logits = model.head(model.decode(prefix, state), digits)
+                by_digit = digit_losses(logits, Corrupted(state, digits, asked_BNSD, nobody, nobody))
+                found[ratio] = float(torch.stack(by_digit).mean())
+        return found
