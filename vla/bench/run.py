@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 class BenchConfig:
     """Measure a claim of this project."""
 
-    name: Positional[Literal["lattice", "robustness", "data", "queries", "survival"]]
+    name: Positional[Literal["lattice", "robustness", "data", "queries", "survival", "speed"]]
     """Which benchmark."""
     out: Path = Path("runs/bench")
     """Folder for what is made on the way, and for the figures."""

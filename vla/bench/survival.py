@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """`vla bench survival`: does it live through rubbish, broken lines, kills, and hours of load?
 
-Six parts, each a function in a sibling that returns rows: `fuzz` (survival_fuzz), `kills` and `interrupted`
-(survival_kills: trainings, recordings and evaluations that are killed), `wire` (survival_wire), `overhead` and `soak`
-(survival_pace). A part's rows are written to `<part>.json` in the bench's folder as soon as it is finished, so a long
-run may be done in pieces; the table is made of every part that is finished there.
+Six parts, each a function in a sibling that returns rows: `fuzz` (survival_fuzz), `kills` (survival_training: trainings
+that are killed), `interrupted` (survival_episodes: recordings and evaluations), `wire` (survival_wire), `overhead` and
+`soak` (survival_pace). A part's rows are written to `<part>.json` in the bench's folder as soon as it is finished, so
+that a long run may be done in pieces; the table is made of every part that is finished there.
 """
 
 import importlib
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 PARTS = {
     "fuzz": ("survival_fuzz", "fuzz"),
-    "kills": ("survival_kills", "train_kills"),
-    "interrupted": ("survival_kills", "record_eval_kills"),
+    "kills": ("survival_training", "train_kills"),
+    "interrupted": ("survival_episodes", "record_eval_kills"),
     "wire": ("survival_wire", "wire"),
     "overhead": ("survival_pace", "overhead"),
     "soak": ("survival_pace", "soak"),

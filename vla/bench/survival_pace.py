@@ -14,7 +14,7 @@ import numpy as np
 
 from vla.bench.results import Row
 from vla.bench.survival import SurvivalConfig, at_most
-from vla.bench.survival_server import POLICY, Served, observation, served
+from vla.bench.survival_server import POLICY, Served, cpu_ms, observation, served
 
 CAMERAS, SIZE = ("front", "left", "wrist"), 224
 PAIRS, QUICK_PAIRS = 1000, 20
@@ -60,20 +60,24 @@ class Pairs:
     """of the whole, what the policy took in the server"""
     equal: int = 0
     """pairs with the same actions, bit for bit"""
+    more_cpu: float = float("nan")
+    """processor time of a call, client and server, minus that of a bare one: the mean"""
 
 
-def pairs_of(policy: Any, client: Any, messages: Sequence[dict[str, Any]], count: int) -> Pairs:
-    """Bare, then by the server, in turn, on the same observation; the first few are not counted."""
+def pairs_of(policy: Any, client: Any, pid: int, messages: Sequence[dict[str, Any]], count: int) -> Pairs:
+    """Bare, then by the server `pid`, in turn, on the same observation; the first few are not counted."""
     from vla.policy import Observation
 
-    found = Pairs()
+    found, here, there = Pairs(), 0.0, 0.0
     for turn in range(-WARM_UP, count):
-        message = messages[turn % len(messages)]
+        if turn == 0:
+            there = cpu_ms(pid)
+        message, used = messages[turn % len(messages)], time.process_time()
         began = time.perf_counter()
         images = {camera: message[f"observation/{camera}"] for camera in CAMERAS}
         seen = Observation(images, message["observation/state"], message["prompt"])
         chunk = policy.decide([seen], [(0, 0)])
-        between = time.perf_counter()
+        between, used_between = time.perf_counter(), time.process_time()
         reply = client.infer(message)
         ended = time.perf_counter()
         if turn >= 0:
@@ -81,6 +85,8 @@ def pairs_of(policy: Any, client: Any, messages: Sequence[dict[str, Any]], count
             found.whole.append(1e3 * (ended - between))
             found.inside.append(float(reply["policy_timing"]["infer_ms"]))
             found.equal += reply["actions"].tobytes() == chunk.actions_BHA[0].tobytes()
+            here += 1e3 * ((time.process_time() - used_between) - (used_between - used))  # the client's, less the bare
+    found.more_cpu = (cpu_ms(pid) - there + here) / count
     return found
 
 
@@ -101,7 +107,7 @@ def overhead(config: SurvivalConfig) -> list[Row]:
         served(log, "--deadline-s", "60", policy=str(folder)) as server,
         PolicyClient("127.0.0.1", server.port, timeout_s=60) as client,
     ):
-        found = pairs_of(policy, client, messages, count)
+        found = pairs_of(policy, client, server.process.pid, messages, count)
     return overhead_rows(found, count)
 
 
@@ -120,6 +126,8 @@ def overhead_rows(found: Pairs, count: int) -> list[Row]:
     for percent in (50, 95):
         name = f"server_beside_policy_p{percent}_ms"
         rows.append(Row(name, float(np.percentile(whole - inside, percent)), "ms", count, note=beside))
+    cpu = "processor time of a call, client and server, minus that of a bare one; the mean, whatever else runs here"
+    rows.append(Row("server_overhead_cpu_ms", found.more_cpu, "ms", count, note=cpu))
     about = f"random weights, {len(CAMERAS)} cameras at {SIZE} px, one thread"
     return [*rows, Row("bare_inference_p50_ms", float(np.median(bare)), "ms", count, note=about)]
 

@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`vla bench speed`: what a decision costs, whole path (raw observation in, actions out), and what each trick saves.
+
+Networks with drawn weights (`speed_networks.SIZES`) are timed on this machine in one process; calls that are compared
+take turns. "The number of evaluations is not latency": every figure is wall-clock, with percentiles.
+
+    cache        the prefix is encoded once: the same logits, and how much faster than passing over everything again
+    one token after the other     the same blocks as a causal decoder with a cache
+    one graph    the whole decision compiled
+    int8         matrices multiplied as integers
+    floor        operations and bytes against what the machine can do
+    growth       latency against prefix, cameras, chunk and batch: fitted exponents, and a plot
+"""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from vla import checkpoint
+from vla.bench import speed_floor, speed_growth
+from vla.bench.results import Row, results
+from vla.bench.run import BenchConfig
+from vla.bench.speed_networks import SIZES, in_turns, make, seen
+from vla.bench.speed_paths import Uncached, sample_uncached, write_one_by_one
+from vla.canvas import revealed
+from vla.diffusion import Sampling, sample
+from vla.model import low_bit
+
+LONG_TEXT = 512
+"""Words of the instruction, for a prefix of that many places and more."""
+BATCH = 16
+
+
+def run(config: BenchConfig) -> dict[str, Any]:
+    """Time everything; returns the results. `config.threads`: of torch."""
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    names = ("nano",) if config.quick else tuple(SIZES)
+    rounds = 3 if config.quick else 60
+    rows = cache(names[min(1, len(names) - 1)], rounds)
+    rows += one_token_after_the_other(names[min(1, len(names) - 1)], rounds)
+    best = speed_floor.machine()
+    for name in names:
+        rows += latency(name, rounds, best, compiled=not config.quick)
+    rows += integers(names[-1], rounds)
+    rows += speed_growth.rows(rounds // 3 or 1, (config.out / "quick" if config.quick else config.out) / "speed")
+    about = {
+        "threads": torch.get_num_threads(),
+        "precision": "float32",
+        "machine_gflops": round(best.flops_per_s / 1e9, 1),
+        "machine_gb_per_s": round(best.bytes_per_s / 1e9, 1),
+    }
+    return results("speed", rows, "weights 0, observations 0 on", {"measured_with": about})
+
+
+def cache(name: str, rounds: int) -> list[Row]:
+    """The exact prefix cache: the same logits, less time, at eight evaluations and a long prefix."""
+    policy = make(SIZES[name], text_length=LONG_TEXT)
+    model, sampling = policy.model, Sampling(8)
+    images, state_BS, _ = policy.inputs([seen(policy, 0)])
+    words_BL = torch.arange(LONG_TEXT).unsqueeze(0) % (model.config.vocabulary - 1) + 1
+    key_B = torch.tensor([1])
+    with torch.inference_mode():
+        whole = Uncached(model, images, state_BS, words_BL)
+        layout = model.config.layout
+        digits = torch.randint(0, layout.base, (1, layout.positions, layout.sub_tokens, layout.digits))
+        known = torch.randint(0, layout.digits + 1, digits.shape[:3])
+        canvas = revealed(digits, known)
+        prefix = model.encode(images, state_BS, words_BL)
+        pair = [model.head(h, digits) for h in (model.decode(prefix, canvas), whole.decode(canvas))]
+        apart = max(float((a - b)[a.isfinite()].abs().max()) for a, b in zip(*pair, strict=True))
+        taken = in_turns(
+            {
+                "cached": lambda _: sample(model, model.encode(images, state_BS, words_BL), key_B, sampling),
+                "uncached": lambda _: sample_uncached(model, images, state_BS, words_BL, key_B, sampling),
+            },
+            rounds,
+        )
+    places = whole.x_BPW.shape[1]
+    note = f"{name}, {places} places of prefix, {sampling.evaluations} evaluations"
+    ratio = float(np.median(taken["uncached"]) / np.median(taken["cached"]))
+    return [
+        Row("cache_max_logit_diff", apart, "", goal="<= 1e-4", passes=apart <= 1e-4, note=f"{note}; float32"),
+        Row("cache_speedup", ratio, "times", rounds, goal=">= 3", passes=ratio >= 3, note=note),
+    ]
+
+
+def one_token_after_the_other(name: str, rounds: int) -> list[Row]:
+    """A chunk in two evaluations against one token after the other, both with every cache, neither compiled."""
+    ours, theirs = make(SIZES[name]), make(SIZES[name], arrangement="per_dim")
+    observation = seen(ours, 0)
+
+    def written(_: int) -> Any:
+        with torch.inference_mode():
+            return write_one_by_one(theirs.model, theirs.model.encode(*theirs.inputs([observation])))
+
+    calls = {"ours": lambda number: ours.act([observation], [(0, number)]), "one by one": written}
+    taken = {what: float(np.median(ms)) for what, ms in in_turns(calls, rounds).items()}
+    ratio = taken["ours"] / taken["one by one"]
+    tokens = theirs.model.config.layout.positions
+    note = f"{name}, {tokens} tokens: {taken['ours']:.1f} against {taken['one by one']:.1f} ms"
+    return [Row("latency_ratio_to_ar", ratio, "", rounds, goal="<= 0.1", passes=ratio <= 0.1, note=note)]
+
+
+def latency(name: str, rounds: int, best: speed_floor.Machine, compiled: bool) -> list[Row]:
+    """One size: the whole path an operation at a time and as one graph, and its floor."""
+    policy = make(SIZES[name])
+    observations = [seen(policy, number) for number in range(BATCH)]
+    calls = {
+        "": lambda number: policy.act(observations[:1], [(0, number)]),
+        "batch_": lambda number: policy.act(observations, [(i, number) for i in range(BATCH)]),
+    }
+    if compiled:
+        graph, batched = make(SIZES[name]), make(SIZES[name])
+        graph.compile()
+        batched.compile(rows=BATCH)
+        calls["graph_"] = lambda number: graph.act(observations[:1], [(0, number)])
+        calls["graph_batch_"] = lambda number: batched.act(observations, [(i, number) for i in range(BATCH)])
+    taken = in_turns(calls, rounds)
+    parameters = sum(p.numel() for p in policy.model.parameters())
+    rows = [Row(f"{name}_parameters", parameters, "parameters")]
+    for call, ms in taken.items():
+        for percentile in (50, 95, 99):
+            note = f"{BATCH} observations at once" if "batch" in call else "one observation"
+            value = float(np.percentile(ms, percentile))
+            rows.append(Row(f"{name}_{call}p{percentile}_ms", value, "ms", rounds, note=note))
+    operations = speed_floor.count(policy, lambda: policy.act(observations[:1], [(0, 0)]))
+    least = speed_floor.floor(policy, operations, best)
+    fastest = min(float(np.median(taken[call])) for call in taken if "batch" not in call)
+    note = f"{operations / 1e9:.3f} GFLOP, {least.bytes / 1e6:.1f} MB"
+    return [
+        *rows,
+        Row(f"{name}_floor_ms", least.ms, "ms", note=note),
+        Row(f"{name}_floor_ratio", fastest / least.ms, "times", note="the faster of the two ways, p50"),
+    ]
+
+
+def integers(name: str, rounds: int) -> list[Row]:
+    """Matrices of eight bits: the file and the latency against float32. Success is measured elsewhere."""
+    exact = make(SIZES[name])
+    state = exact.model.state_dict()
+    packed = low_bit.pack(state, low_bit.candidates(exact.model), 8)
+    small = make(SIZES[name])
+    small.model.load_state_dict(low_bit.unpack(packed))
+    used = low_bit.run_in_integers(small.model, packed)
+    with tempfile.TemporaryDirectory() as folder:
+        sizes = []
+        for number, tensors in enumerate((packed, state)):
+            path = Path(folder) / f"{number}.safetensors"
+            checkpoint.save_tensors(tensors, path)
+            sizes.append(path.stat().st_size)
+    observation = seen(exact, 0)
+    calls = {
+        what: (lambda number, p=policy: p.act([observation], [(0, number)]))
+        for what, policy in (("exact", exact), ("small", small))
+    }
+    taken = {what: float(np.median(ms)) for what, ms in in_turns(calls, rounds).items()}
+    ratio = taken["small"] / taken["exact"]
+    note = f"{name}: {taken['small']:.1f} against {taken['exact']:.1f} ms" + ("" if used else "; multiplied out")
+    size = sizes[0] / sizes[1]
+    return [
+        Row("int8_size_ratio", size, "", goal="<= 0.3", passes=size <= 0.3, note=name),
+        Row("int8_latency_ratio", ratio, "", rounds, goal="<= 1", passes=ratio <= 1.0, note=note),
+    ]

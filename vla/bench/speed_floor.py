@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How fast could it be? Operations and bytes of a decision, against what this machine does of either at its best.
+
+    floor = max(operations / (operations/s of a large product), bytes / (bytes/s of a long sum))
+
+Bytes are those of the weights, once for each time that they are used: a batch of one reads a weight and uses it for a
+few tokens, so that weights are what moves. It is a floor, not a forecast: norms, softmaxes and launches are not in it.
+"""
+
+import time
+from dataclasses import dataclass
+
+import torch
+
+from vla.policy import Policy
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What it does at its best, with the threads and the precision of the measurement."""
+
+    flops_per_s: float
+    bytes_per_s: float
+
+
+@dataclass(frozen=True)
+class Floor:
+    """One decision of one observation."""
+
+    operations: float
+    """Multiplications and additions of all products, each counted."""
+    bytes: float
+    ms: float
+
+
+def machine(side: int = 1024, megabytes: int = 256) -> Machine:
+    """Measure this machine in float32: the best of several tries of each."""
+    a, b = torch.randn(side, side), torch.randn(side, side)
+    long = torch.ones(megabytes * 1_000_000 // 4)
+    return Machine(2 * side**3 / _best(lambda: a @ b), 4 * long.numel() / _best(lambda: long.sum()))
+
+
+def _best(call, tries: int = 12) -> float:  # type: ignore[no-untyped-def]
+    taken = []
+    for _ in range(tries):
+        began = time.perf_counter()
+        call()
+        taken.append(time.perf_counter() - began)
+    return min(taken)
+
+
+def floor(policy: Policy, operations: float, of: Machine) -> Floor:
+    """The floor of one decision. `operations`: counted by `count`."""
+    canvas = ("blocks", "canvas", "norm", "head")  # used in every evaluation; the blocks once more for the prefix
+    size = {name: 0 for name in ("evaluation", "once", "blocks")}
+    for name, parameter in policy.model.named_parameters():
+        room = name.split(".")[0]
+        if room in ("word", "ahead", "quality"):  # a row or two of a table; not asked when acting
+            continue
+        size["evaluation" if room in canvas else "once"] += parameter.numel()
+        size["blocks"] += parameter.numel() * (room == "blocks")
+    moved = 4.0 * (size["once"] + size["blocks"] + policy.sampling.evaluations * size["evaluation"])
+    return Floor(operations, moved, 1e3 * max(operations / of.flops_per_s, moved / of.bytes_per_s))
+
+
+def count(policy: Policy, call) -> float:  # type: ignore[no-untyped-def]
+    """Operations of all products in `call()`, as torch counts them (on the path without inference mode)."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with torch.inference_mode(False), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        call()
+    return float(counter.get_total_flops())
