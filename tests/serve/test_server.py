@@ -182,7 +182,7 @@ def test_pages(port):
     found = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
     assert status == 200 and int(found["vla_clients"]) >= 1
     assert found['vla_request_seconds_bucket{le="+Inf"}'] == found["vla_request_seconds_count"] != "0"
-    assert page(port, "/")[0] == 426
+    assert page(port, "/elsewhere")[0] == 426
 
 
 def test_clients_at_once_get_their_own_answers(policy, port):

@@ -98,6 +98,8 @@ class Policy:
         self.sure_above = sure_above
         self.decoding, self.think_below = decoding, think_below
         self.thoughts = 0
+        self.plans: list[str] = []
+        """What is still to do, of each observation of the last decision; empty where it was decided without a plan."""
         self._limits: TokenLimits | None = None
         self._graph: OneGraph | None = None
         if decoding != "actions" and not model.config.unified:
@@ -197,6 +199,7 @@ class Policy:
         previous: np.ndarray | None = None,
         start: np.ndarray | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
+        self.plans = []
         if self.decoding == "actions":
             return self._decide_actions(observations, keys, committed, trace, previous, start)
         if committed is not None:
@@ -298,7 +301,8 @@ class Policy:
         questions = [Question(o.images, o.state, o.instruction, actions=ASK, **also) for o in observations]
         asked = questions[0].query.asked
         turns = one_by_one(asked, self.sampling.evaluations) if self.decoding != "joint" else None
-        found = asking.ask(self, questions, keys, None, turns, previous, start).actions
+        answer = asking.ask(self, questions, keys, None, turns, previous, start)
+        found, self.plans = answer.actions, list(answer.plan.values) if answer.plan is not None else []
         assert found is not None
         digits_BHSD = self.model.config.layout.unfold(torch.from_numpy(found.tokens))
         return tuple(  # type: ignore[return-value]

@@ -38,6 +38,7 @@ from websockets.http11 import Request, Response
 import vla
 from vla.serve.codec import MAX_BYTES, DecodeError, pack
 from vla.serve.request import Asked, Reader, RequestError, ServedPolicy
+from vla.serve.watch import FILES, Watch, is_own_host, json_answer
 from vla.serve.worker import Metrics, Worker
 
 if TYPE_CHECKING:
@@ -89,6 +90,16 @@ class ServeConfig:
     """"cpu", "cuda", or "auto\""""
     threads: int = 0
     """CPU threads of torch; 0: as they are"""
+    page: bool = True
+    """show what the policy sees and does to a browser that opens http://host:port (with an API key: .../#key=...)"""
+
+
+def is_here(host: str) -> bool:
+    """Whether only this machine itself can reach the address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def key_of(config: ServeConfig) -> str | None:
@@ -96,11 +107,7 @@ def key_of(config: ServeConfig) -> str | None:
     key = os.environ.get(KEY_VARIABLE) if config.api_key is None else config.api_key
     if key is not None and (not key or not key.isascii() or not key.isprintable() or " " in key):
         raise ValueError(f"expected an API key of printable ASCII without spaces, got {len(key)} other characters")
-    try:
-        here = ipaddress.ip_address(config.host).is_loopback
-    except ValueError:
-        here = config.host == "localhost"
-    if not here and key is None and not config.insecure:
+    if not is_here(config.host) and key is None and not config.insecure:
         raise ValueError(
             f"expected an API key to listen on '{config.host}', which others can reach, got none; set {KEY_VARIABLE}, "
             "or say --insecure if whoever reaches the port may move the robot"
@@ -133,6 +140,7 @@ class PolicyServer:
             raise ValueError("expected a positive --deadline-s, --queue and --clients, and no negative --drain-s")
         self.policy, self.config, self.about = policy, config, about or {}
         self.key, self.tls = key_of(config), tls_of(config)
+        self.watch, self.here = Watch() if config.page else None, is_here(config.host)
         self.reader, self.metrics = Reader(policy), Metrics()
         self.faults, self.number = 0, 0
         self.listening: Future[int] = Future()
@@ -238,11 +246,19 @@ class PolicyServer:
         if path == "/readyz":
             reason = self._unready()
             return connection.respond(HTTPStatus.SERVICE_UNAVAILABLE if reason else HTTPStatus.OK, reason or "ready\n")
+        if self.watch is not None and path in FILES and "Upgrade" not in request.headers:
+            return self.watch.file(path)  # it says nothing that is secret
         if self.key is not None:
             given = [value.encode("utf-8", "surrogateescape") for value in request.headers.get_all("Authorization")]
             if len(given) != 1 or not hmac.compare_digest(given[0], f"Api-Key {self.key}".encode()):
                 self.metrics.errors["unauthorised"] += 1
                 return connection.respond(HTTPStatus.UNAUTHORIZED, "expected the header Authorization: Api-Key <key>\n")
+        if self.watch is not None and path == "/state":
+            if self.here and not is_own_host(request.headers.get("Host", "")):
+                return connection.respond(HTTPStatus.FORBIDDEN, "expected a Host of this machine itself\n")
+            counts = {"requests": self.metrics.requests, "answered": self.metrics.answered}
+            counts |= {"clients": self.metrics.clients, "errors": sum(self.metrics.errors.values())}
+            return json_answer(self.watch.state(self.metadata(), counts))
         if path == "/metrics":
             return connection.respond(HTTPStatus.OK, self.metrics.text())
         if self.stopping.is_set() or self.metrics.clients >= self.config.clients:
@@ -290,10 +306,13 @@ class PolicyServer:
             self.number = number = self.number + 1  # others count on while this one waits
             reply: bytes | str
             try:
-                answer = await self._infer(number, self.reader.read(message), lost)
+                asked = self.reader.read(message)
+                answer = await self._infer(number, asked, lost)
                 inferred_ms = 1e3 * (time.perf_counter() - began)
                 reply = pack({**answer, "server_timing": {"infer_ms": inferred_ms, **timing}})
                 self.metrics.answer(time.perf_counter() - began)
+                if self.watch is not None:
+                    self.watch.saw(number, asked, answer, 1e3 * (time.perf_counter() - began))
             except (DecodeError, RequestError) as error:
                 reply, kind = str(error), getattr(error, "kind", "decode")
                 self.metrics.errors[kind] += 1
@@ -337,6 +356,7 @@ class PolicyServer:
         actions = np.ascontiguousarray(chunk.actions_BHA[0], np.float32)
         if not np.isfinite(actions).all():
             raise FloatingPointError("the policy decided on actions that are not finite")
+        plans = getattr(self.policy, "plans", None)
         same_d = (actions[: len(given)].view(np.uint32) == given.view(np.uint32)).all(1)
         return {
             "actions": actions,
@@ -344,6 +364,7 @@ class PolicyServer:
             "length": int(chunk.length_B[0]),
             "rtc/frozen_steps": int(same_d.cumprod().sum()),
             "policy_timing": {"infer_ms": infer_ms},
+            **({"plan": plans[0]} if plans else {}),
         }
 
 
