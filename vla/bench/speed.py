@@ -9,6 +9,7 @@ take turns. "The number of evaluations is not latency": every figure is wall-clo
     one graph    the whole decision compiled
     int8         matrices multiplied as integers
     floor        operations and bytes against what the machine can do
+    speculation  many evaluations in fewer passes, on frames of the tabletop; int8 on its episodes
     growth       latency against prefix, cameras, chunk and batch: fitted exponents, and a plot
 """
 
@@ -20,7 +21,7 @@ import numpy as np
 import torch
 
 from vla import checkpoint
-from vla.bench import speed_floor, speed_growth
+from vla.bench import speed_decisions, speed_floor, speed_growth
 from vla.bench.results import Row, results
 from vla.bench.run import BenchConfig
 from vla.bench.speed_networks import SIZES, in_turns, make, seen
@@ -46,7 +47,11 @@ def run(config: BenchConfig) -> dict[str, Any]:
     for name in names:
         rows += latency(name, rounds, best, compiled=not config.quick)
     rows += integers(names[-1], rounds)
-    rows += speed_growth.rows(rounds // 3 or 1, (config.out / "quick" if config.quick else config.out) / "speed")
+    folder = (config.out / "quick" if config.quick else config.out) / "speed"
+    rows += speed_growth.rows(rounds // 3 or 1, folder)
+    data = speed_decisions.frames(folder)
+    rows += speed_decisions.speculation(data, 4 if config.quick else 200)
+    rows += speed_decisions.int8_success(data, folder, 15 if config.quick else 600)
     about = {
         "threads": torch.get_num_threads(),
         "precision": "float32",

@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The slower ways that `vla bench speed` compares with compute what they should, or their times would say nothing."""
+
+import numpy as np
+import pytest
+import torch
+
+from vla.bench.speed_floor import Machine, count, floor
+from vla.bench.speed_networks import SIZES, in_turns, make, seen
+from vla.bench.speed_paths import sample_uncached, write_one_by_one
+from vla.diffusion import Sampling, sample
+
+
+@pytest.mark.parametrize("evaluations", [1, 2, 8])
+def test_without_the_cache_the_answer_is_the_same(evaluations):
+    policy = make(SIZES["nano"])
+    inputs, keys = policy.inputs([seen(policy, 0), seen(policy, 1)]), torch.tensor([1, 2])
+    with torch.inference_mode():
+        cached = sample(policy.model, policy.model.encode(*inputs), keys, Sampling(evaluations))
+        uncached = sample_uncached(policy.model, *inputs, keys, Sampling(evaluations))
+    assert torch.equal(cached.state.digits_BNSD, uncached.state.digits_BNSD)
+    assert torch.allclose(cached.confidence_BNS, uncached.confidence_BNS, atol=1e-5)
+
+
+def test_token_after_token_reads_what_it_has_written():
+    policy = make(SIZES["nano"], arrangement="per_dim")
+    model = policy.model
+    with torch.inference_mode():
+        inputs = policy.inputs([seen(policy, 0), seen(policy, 1)])
+        prefix = model.encode(*inputs)
+        digits = write_one_by_one(model, prefix)
+        assert torch.equal(write_one_by_one(model, prefix.pick(torch.tensor([1]))), digits[1:])
+        model.canvas.table.mul_(3.0)  # what is read of tokens: the first reads none but "nothing"
+        other = write_one_by_one(model, prefix)
+    layout = model.config.layout
+    assert digits.shape == (2, layout.positions, layout.digits) and digits.max() < layout.base
+    assert not torch.equal(other[:, 1:], digits[:, 1:])
+    with pytest.raises(ValueError, match="positions of one token"):
+        write_one_by_one(make(SIZES["nano"]).model, prefix)
+
+
+def test_operations_and_bytes_are_counted_and_the_larger_one_is_the_floor():
+    policy = make(SIZES["nano"])
+    operations = count(policy, lambda: policy.act([seen(policy, 0)], [(0, 0)]))
+    both = count(policy, lambda: policy.act([seen(policy, 0), seen(policy, 1)], [(0, 0), (0, 1)]))
+    assert operations > 1e6 and both == pytest.approx(2 * operations)
+    by_operations = floor(policy, operations, Machine(1e9, 1e15))
+    by_bytes = floor(policy, operations, Machine(1e18, 1e9))
+    assert by_operations.ms == pytest.approx(operations / 1e6) and by_bytes.ms == pytest.approx(by_bytes.bytes / 1e6)
+    assert 4e6 < by_bytes.bytes < 8e6  # about a million weights, some of them three times
+
+
+def test_calls_take_turns():
+    said = []
+    taken = in_turns({"a": lambda n: said.append(("a", n)), "b": lambda n: said.append(("b", n))}, 3, warm=1)
+    assert said == [(name, n) for n in (-1, 0, 1, 2) for name in "ab"]
+    assert all(len(ms) == 3 and np.all(ms >= 0) for ms in taken.values())
