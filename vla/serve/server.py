@@ -90,6 +90,8 @@ class ServeConfig:
     """"cpu", "cuda", or "auto\""""
     threads: int = 0
     """CPU threads of torch; 0: as they are"""
+    compile: bool = False
+    """compile the whole decision into one graph before listening: a minute on a CPU, and then about twice as fast"""
     page: bool = True
     """show what the policy sees and does to a browser that opens http://host:port (with an API key: .../#key=...)"""
 
@@ -399,6 +401,8 @@ def serve(config: ServeConfig) -> None:
         seed=config.seed,
         decoding=config.decoding,
     )
+    if config.compile:
+        policy.compile()
     sums = json.loads((resolve(config.policy) / CHECKSUMS).read_text(encoding="utf-8"))
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     serve_policy(policy, config, {"checkpoint_sha256": sums["model.safetensors"]})
