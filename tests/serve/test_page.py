@@ -21,7 +21,7 @@ from vla.serve.server import PolicyServer, ServeConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 KEY = "correct-horse"
-EVIL = '<img onerror=go>'
+EVIL = "<img onerror=go>"
 
 
 @pytest.fixture(scope="module")
