@@ -26,6 +26,8 @@ from vla.bench.survival import SurvivalConfig, at_least, at_most
 GOAL = 50
 EPISODES, SHARD = 60, 5
 EVALUATED = 40
+SHARE = 0.7
+"""Of the time that the work takes when nobody kills it: until then the kill comes."""
 
 
 @dataclass
@@ -69,7 +71,7 @@ def kill_recordings(folder: Path, reference: Path, life_s: float, draw: random.R
     shutil.rmtree(out, ignore_errors=True)
     while tally.kills < goal:
         before = episodes_of(out)
-        if not killed(_recording(out), draw.random() * life_s, folder):
+        if not killed(_recording(out), draw.random() * SHARE * life_s, folder):
             break
         tally.kills += 1
         tally.lost += len(before.keys() - episodes_of(out).keys())
@@ -87,7 +89,7 @@ def kill_evaluations(folder: Path, life_s: float, draw: random.Random, goal: int
     shutil.rmtree(out, ignore_errors=True)
     kept: set[str] = set()
     while tally.kills < goal:
-        if not killed(_evaluation(out), draw.random() * life_s, folder):
+        if not killed(_evaluation(out), draw.random() * SHARE * life_s, folder):
             break
         tally.kills += 1
         kept |= whole_lines(out / "episodes.jsonl")
