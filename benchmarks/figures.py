@@ -102,6 +102,7 @@ SHOWN = {
         "clients": "clients at once, all answered right",
         "server_overhead_p50_ms": "what the server costs beside bare inference, three cameras of 224 px, p50",
         "server_overhead_p95_ms": "the same, p95",
+        "server_beside_policy_p50_ms": "what a client waits beside the network's own time in the server, p50",
         "soak_p99_drift": "an hour of requests: how much slower the slowest hundredth became",
         "soak_rss_growth_mb": "the same: memory grown",
     },
