@@ -186,7 +186,7 @@ def test_wheel_keeps_the_name_that_lerobot_looks_for(wheel: zipfile.ZipFile) -> 
 def test_wheel_installs_vla_and_the_module_lerobot_looks_for(wheel: zipfile.ZipFile) -> None:
     tops = {name.split("/")[0] for name in wheel.namelist() if ".dist-info/" not in name}
     assert tops == {"vla", "lerobot_policy_lattice"}
-    assert {"vla/py.typed", "vla/cli.py", "vla/policy/acting.py"} <= set(wheel.namelist())
+    assert {"vla/py.typed", "vla/cli.py", "vla/policy/acting.py", "vla/serve/page/page.js"} <= set(wheel.namelist())
     weights = {name for name in wheel.namelist() if name.endswith(".safetensors")}
     shipped = ("tabletop_image/image_tokenizer", "tabletop_nano/model")
     shipped += ("tabletop_unified/image_tokenizer", "tabletop_unified/model")

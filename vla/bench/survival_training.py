@@ -4,10 +4,12 @@
 A child of a fork server, which has everything imported, runs the real `vla.train.loop.train`. Some kills come at a
 random time after its start, wherever that is; others wait for the temporary folder of a checkpoint, a link or a
 replaced folder to appear. What counts: each loss that was logged is that of the run which nobody killed, to the last
-bit that the log has, whatever came before it; the files of the last checkpoint are the same, byte for byte; and no
-resumed run began more than one save interval before the last step that its predecessor had told of.
+bit that the log has, whatever came before it; the files of the last checkpoint are the same, byte for byte; no
+run ends by itself before it is finished; and no resumed run began more than one save interval before the last step that
+its predecessor had told of. (A save is part of the loop: no step is under way beside it. So nothing is added for that.)
 """
 
+import itertools
 import json
 import multiprocessing
 import os
@@ -27,6 +29,7 @@ from vla.bench.survival import SurvivalConfig, at_least, at_most
 
 STEPS, SAVE = 150, 5
 GOAL, A_CHAIN, AT_ONCE = 200, 5, 2
+PRELOAD = ["vla.train.loop", "vla.train.setup", "vla.train.saving", "vla.train.validate"]
 TIMES = {"steps_per_s", "frames_per_s", "elapsed_s"}
 FILES = ("model.safetensors", "training.safetensors")
 
@@ -52,13 +55,14 @@ def train_kills(config: SurvivalConfig) -> list[Row]:
     data = folder / "dataset"
     record(RecordConfig(episodes=20, out=data, image_size=32, shard_episodes=10, workers=1))
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["vla.train.loop", "vla.train.setup", "vla.train.saving", "vla.train.validate"])
+    context.set_forkserver_preload(PRELOAD)
     start(context, data, folder / "warm", resume=False).join()
     began = time.perf_counter()
-    start(context, data, folder / "reference", resume=False).join()
+    child = start(context, data, folder / "reference", resume=False)
+    child.join()
     life_s = time.perf_counter() - began
     reference = facts(folder / "reference")
-    if not reference[0]:
+    if child.exitcode or not all(reference[1]):
         raise ValueError(f"the run that nobody kills ended too early: see '{folder / 'reference'}.log'")
     tallies: list[Tally] = []
     lock = threading.Lock()
@@ -99,36 +103,44 @@ def chain(context: Any, data: Path, run_folder: Path, draw: random.Random, life_
     tally = Tally()
     shutil.rmtree(run_folder, ignore_errors=True)
     for _ in range(A_CHAIN):
-        before = newest(run_folder)
-        child = start(context, data, run_folder, resume=before >= 0)
-        killed, saving = kill(child, run_folder, draw, life_s)
+        left = temporaries(run_folder)
+        child = start(context, data, run_folder, resume=newest(run_folder) >= 0)
+        killed, saving = kill(child, run_folder, draw, life_s, left)
         if not killed:  # it was faster
+            if child.exitcode:
+                tally.wrong.append(f"a run ended by itself with {child.exitcode}")
             break
         tally.kills += 1
         tally.during_save += saving
-        told = last_logged(run_folder)
-        tally.lost.append(max(told - max(newest(run_folder), 0), 0))
+        if newest(run_folder) < 0:  # it begins anew, and what it has told is deleted
+            told = facts(run_folder)[0]
+            tally.lost.append(max((step for step, _ in told), default=0))
+            tally.wrong += disagreements(told, reference[0])
     child = start(context, data, run_folder, resume=newest(run_folder) >= 0)
     child.join()
     if child.exitcode:
         tally.wrong.append(f"the last run ended with {child.exitcode}")
         return tally
+    tally.lost += steps_again(run_folder)
     tally.wrong += differences(facts(run_folder), reference)
     return tally
 
 
-def kill(child: Any, run_folder: Path, draw: random.Random, life_s: float) -> tuple[bool, bool]:
-    """SIGKILL at a random instant, one in three aimed at a save. Returns (whether it was alive, whether it saved)."""
+def kill(child: Any, run_folder: Path, draw: random.Random, life_s: float, left: set[str]) -> tuple[bool, bool]:
+    """SIGKILL at a random instant, one in three aimed at a save. Returns (whether it was alive, whether it saved).
+
+    `left`: what killed predecessors had not renamed, which says nothing of this child.
+    """
     began = time.perf_counter()
     if draw.random() < 1 / 3:
         skip = draw.randrange(3)  # which save it is
         while child.is_alive() and time.perf_counter() - began < 2 * life_s:
-            if unfinished(run_folder):
+            if temporaries(run_folder) - left:
                 if not skip:
                     time.sleep(draw.random() * 0.004)
                     break
                 skip -= 1
-                while child.is_alive() and unfinished(run_folder):
+                while child.is_alive() and temporaries(run_folder) - left:
                     time.sleep(0.0002)
             time.sleep(0.0002)
     else:
@@ -140,15 +152,15 @@ def kill(child: Any, run_folder: Path, draw: random.Random, life_s: float) -> tu
         return False, False
     os.kill(child.pid, signal.SIGKILL)
     child.join()
-    return child.exitcode == -signal.SIGKILL, unfinished(run_folder)
+    return child.exitcode == -signal.SIGKILL, bool(temporaries(run_folder) - left)
 
 
-def unfinished(run_folder: Path) -> bool:
-    """Whether there is something that a save has not renamed yet."""
+def temporaries(run_folder: Path) -> set[str]:
+    """What saves have not renamed yet, or never will; the names have the process in them."""
     try:
-        return any(name.startswith(".") for name in os.listdir(run_folder / "checkpoints"))
+        return {name for name in os.listdir(run_folder / "checkpoints") if name.startswith(".")}
     except OSError:
-        return False
+        return set()
 
 
 def start(context: Any, data: Path, run_folder: Path, resume: bool) -> Any:
@@ -207,8 +219,10 @@ def lines(run_folder: Path) -> list[dict[str, Any]]:
     return found
 
 
-def last_logged(run_folder: Path) -> int:
-    return max((line["step"] for line in lines(run_folder) if "loss" in line), default=0)
+def steps_again(run_folder: Path) -> list[int]:
+    """For each place where the log goes back: how many steps that were told are told again. A step a line."""
+    steps = [line["step"] for line in lines(run_folder) if "loss" in line]
+    return [before + 1 - step for before, step in itertools.pairwise(steps) if step <= before]
 
 
 def facts(run_folder: Path) -> tuple[dict[tuple[int, str], set[float]], list[bytes]]:
@@ -221,10 +235,15 @@ def facts(run_folder: Path) -> tuple[dict[tuple[int, str], set[float]], list[byt
     return told, [(last / name).read_bytes() if (last / name).exists() else b"" for name in FILES]
 
 
+def disagreements(told: Any, expected: Any) -> list[str]:
+    """In words, what was told otherwise than by the run that nobody killed."""
+    return [f"{name} of step {step}" for (step, name), values in told.items() if values != expected.get((step, name))]
+
+
 def differences(found: Any, reference: Any) -> list[str]:
     """In words, what differs from the run that nobody killed."""
     told, files = found
     expected, weights = reference
-    wrong = [f"{name} of step {step}" for (step, name), values in told.items() if values != expected.get((step, name))]
+    wrong = disagreements(told, expected)
     wrong += [f"{step}: no {name}" for step, name in expected.keys() - told.keys()]
     return wrong[:5] + [name for name, ours, theirs in zip(FILES, files, weights, strict=True) if ours != theirs]

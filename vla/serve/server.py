@@ -11,22 +11,18 @@ another connection, and what a request means is in it. Nobody gets a traceback b
 import asyncio
 import contextlib
 import hmac
-import ipaddress
 import json
 import logging
-import os
 import queue
 import signal
-import ssl
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future
-from dataclasses import dataclass, field
 from http import HTTPStatus
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 import numpy as np
 from websockets.asyncio.server import ServerConnection
@@ -38,99 +34,15 @@ from websockets.http11 import Request, Response
 import vla
 from vla.serve.codec import MAX_BYTES, DecodeError, pack
 from vla.serve.request import Asked, Reader, RequestError, ServedPolicy
-from vla.serve.watch import FILES, Watch, is_own_host, json_answer
+from vla.serve.settings import KEY_VARIABLE as KEY_VARIABLE
+from vla.serve.settings import ServeConfig, is_here, key_of, tls_of
+from vla.serve.watch import FILES, STATE, Watch, is_own_host
 from vla.serve.worker import Metrics, Worker
 
-if TYPE_CHECKING:
-    pass
-
 PROTOCOL = "lattice/1"
-KEY_VARIABLE = "VLA_API_KEY"
 FAULTS = 3
 """After so many failures of the policy in a row /readyz says no."""
 log = logging.getLogger("vla.serve")
-
-
-@dataclass(frozen=True)
-class ServeConfig:
-    """Offer a checkpoint over a websocket."""
-
-    policy: str = "tabletop_nano"
-    """checkpoint folder, or the name of a shipped checkpoint"""
-    host: str = "127.0.0.1"
-    """address to listen on; any other than this machine's own demands an API key, or --insecure"""
-    port: int = 8000
-    """port to listen on; 0: any free one"""
-    api_key: str | None = field(default=None, repr=False)
-    """clients must send it as `Authorization: Api-Key <key>`; better in the environment variable VLA_API_KEY, because
-    the command line is seen by everyone on the machine"""
-    insecure: bool = False
-    """listen to the network without a key: whoever reaches the port moves the robot"""
-    certificate: Path | None = None
-    """PEM file of the certificate chain, for wss://"""
-    private_key: Path | None = None
-    """PEM file of the certificate's private key"""
-    deadline_s: float = 5.0
-    """a request that is not answered by then gets an error; the robot waits no longer"""
-    queue: int = 8
-    """requests that may wait for the policy; more are told that it is busy"""
-    clients: int = 64
-    """connections at a time"""
-    drain_s: float = 10.0
-    """on SIGTERM, requests that are being answered may take so long"""
-    seed: int = 0
-    """of the policy's sampler"""
-    evaluations: int | None = None
-    """network evaluations a chunk; none: as the checkpoint says"""
-    n_action_steps: int | None = None
-    """told to clients: execute this many actions of a chunk before asking again; none: as the checkpoint says"""
-    decoding: Literal["actions", "joint", "one_by_one", "thinking"] = "actions"
-    """of a unified checkpoint: see `vla eval`; committed actions (real-time chunking) need "actions\""""
-    device: str = "auto"
-    """"cpu", "cuda", or "auto\""""
-    threads: int = 0
-    """CPU threads of torch; 0: as they are"""
-    compile: bool = False
-    """compile the whole decision into one graph before listening: a minute on a CPU, and then about twice as fast"""
-    page: bool = True
-    """show what the policy sees and does to a browser that opens http://host:port (with an API key: .../#key=...)"""
-
-
-def is_here(host: str) -> bool:
-    """Whether only this machine itself can reach the address."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def key_of(config: ServeConfig) -> str | None:
-    """The API key that is demanded, or None. ValueError for settings that would open a robot to a network."""
-    key = os.environ.get(KEY_VARIABLE) if config.api_key is None else config.api_key
-    if key is not None and (not key or not key.isascii() or not key.isprintable() or " " in key):
-        raise ValueError(f"expected an API key of printable ASCII without spaces, got {len(key)} other characters")
-    if not is_here(config.host) and key is None and not config.insecure:
-        raise ValueError(
-            f"expected an API key to listen on '{config.host}', which others can reach, got none; set {KEY_VARIABLE}, "
-            "or say --insecure if whoever reaches the port may move the robot"
-        )
-    return key
-
-
-def tls_of(config: ServeConfig) -> ssl.SSLContext | None:
-    """The TLS settings, or None without a certificate. ValueError for files that are none or do not fit."""
-    if config.certificate is None and config.private_key is None:
-        return None
-    if config.certificate is None or config.private_key is None:
-        raise ValueError("expected --certificate and --private-key together, got one of them")
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    try:
-        context.load_cert_chain(config.certificate, config.private_key)
-    except OSError as error:
-        raise ValueError(
-            f"expected a PEM certificate in '{config.certificate}' and its key in '{config.private_key}', got: {error}"
-        ) from None
-    return context
 
 
 class PolicyServer:
@@ -248,19 +160,21 @@ class PolicyServer:
         if path == "/readyz":
             reason = self._unready()
             return connection.respond(HTTPStatus.SERVICE_UNAVAILABLE if reason else HTTPStatus.OK, reason or "ready\n")
-        if self.watch is not None and path in FILES and "Upgrade" not in request.headers:
-            return self.watch.file(path)  # it says nothing that is secret
+        page = (path in FILES or path == STATE) and "Upgrade" not in request.headers
+        if page:
+            if self.watch is None:
+                return connection.respond(HTTPStatus.NOT_FOUND, "this server has no page: --no-page\n")
+            if self.here and not is_own_host(request.headers.get_all("Host")):
+                return connection.respond(HTTPStatus.FORBIDDEN, "expected a Host of this machine itself\n")
+            if path in FILES:
+                return self.watch.file(path)  # it says nothing that is secret
         if self.key is not None:
             given = [value.encode("utf-8", "surrogateescape") for value in request.headers.get_all("Authorization")]
             if len(given) != 1 or not hmac.compare_digest(given[0], f"Api-Key {self.key}".encode()):
                 self.metrics.errors["unauthorised"] += 1
                 return connection.respond(HTTPStatus.UNAUTHORIZED, "expected the header Authorization: Api-Key <key>\n")
-        if self.watch is not None and path == "/state":
-            if self.here and not is_own_host(request.headers.get("Host", "")):
-                return connection.respond(HTTPStatus.FORBIDDEN, "expected a Host of this machine itself\n")
-            counts = {"requests": self.metrics.requests, "answered": self.metrics.answered}
-            counts |= {"clients": self.metrics.clients, "errors": sum(self.metrics.errors.values())}
-            return json_answer(self.watch.state(self.metadata(), counts))
+        if page and self.watch is not None:
+            return self.watch.state(self.metadata(), self.metrics.counts())
         if path == "/metrics":
             return connection.respond(HTTPStatus.OK, self.metrics.text())
         if self.stopping.is_set() or self.metrics.clients >= self.config.clients:

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The page that shows what a served policy sees and does, and what it shows: the last request that was answered.
 
-References to that request and its reply are kept, nothing is copied; pictures are encoded when a page asks. The page
-has no way to ask the policy anything. Its files are fixed, load nothing from elsewhere, and put all text in as text.
+References to that request and its reply are kept, nothing is copied; pictures are encoded when a page asks, once for
+all pages. The page has no way to ask the policy anything. Its files are fixed, load nothing from elsewhere, and put all
+text in as text.
 """
 
 import base64
@@ -20,6 +21,7 @@ from websockets.http11 import Response
 
 from vla.serve.request import Asked
 
+STATE = "/state"
 FILES = {
     "/": ("index.html", "text/html"),
     "/page.css": ("page.css", "text/css"),
@@ -30,7 +32,8 @@ LATENCIES = 120
 SIDE = 224
 """px of a picture at most: larger ones are thinned out."""
 POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src data:; connect-src 'self'; frame-ancestors 'none'"
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src data:; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 
 
@@ -41,36 +44,54 @@ class Watch:
         self.files = {path: (Path(__file__).parent / "page" / name).read_bytes() for path, (name, _) in FILES.items()}
         self.latencies_ms: deque[float] = deque(maxlen=LATENCIES)
         self.last: tuple[int, Asked, dict[str, Any], float] | None = None
+        self._written: tuple[int, str] = (0, "null")
+        """number of a request, what is said of it as JSON"""
 
     def saw(self, number: int, asked: Asked, answer: dict[str, Any], ms: float) -> None:
-        """Request `number` was answered after `ms` milliseconds."""
+        """Request `number` (1, 2, ...) was answered after `ms` milliseconds."""
         self.latencies_ms.append(ms)
         self.last = (number, asked, answer, time.monotonic())
 
-    def state(self, metadata: dict[str, Any], counts: dict[str, int]) -> dict[str, Any]:
-        """What /state says, of plain values."""
-        found: dict[str, Any] = {"metadata": metadata, **counts, "latencies_ms": list(self.latencies_ms), "last": None}
-        if self.last is None:
-            return found
-        number, asked, answer, when = self.last
-        p50, p95 = np.percentile(self.latencies_ms, [50, 95])
-        seen = asked.observation
-        last = {
-            "prompt": seen.instruction,
-            "plan": answer.get("plan", ""),
-            "state": np.asarray(seen.state, float).tolist(),
-            "cameras": [_picture(camera, image) for camera, image in seen.images.items()],
-            "actions": answer["actions"].tolist(),
-            "confidence": answer["confidence"].tolist(),
-            "frozen_steps": answer["rtc/frozen_steps"],
-            "network_ms": answer["policy_timing"]["infer_ms"],
-        }
-        more = {"number": number, "age_s": time.monotonic() - when, "p50_ms": float(p50), "p95_ms": float(p95)}
-        return found | more | {"last": last}
+    def state(self, metadata: dict[str, Any], counts: dict[str, int]) -> Response:
+        """The answer to STATE: JSON of the metadata, the counts, the latencies (ms) and the last request."""
+        found: dict[str, Any] = {"metadata": metadata, **counts, "latencies_ms": [*self.latencies_ms]}
+        if self.last is not None:
+            number, asked, answered, when = self.last
+            p50, p95 = np.percentile(self.latencies_ms, [50, 95])
+            found |= {"number": number, "age_s": time.monotonic() - when, "p50_ms": float(p50), "p95_ms": float(p95)}
+            if self._written[0] != number:
+                self._written = (number, described(asked, answered))
+        return answer(f'{json.dumps(found)[:-1]}, "last": {self._written[1]}}}'.encode(), "application/json")
 
     def file(self, path: str) -> Response:
         """One of FILES."""
         return answer(self.files[path], FILES[path][1])
+
+
+def described(asked: Asked, answered: dict[str, Any]) -> str:
+    """JSON of a request and its reply; "actions" and "confidence" are lists (H, A)."""
+    seen = asked.observation
+    said = {
+        "prompt": seen.instruction,
+        "plan": answered.get("plan", ""),
+        "state": np.asarray(seen.state, float).tolist(),
+        "actions": answered["actions"].tolist(),
+        "confidence": np.nan_to_num(answered["confidence"].astype(float)).clip(0, 1).round(4).tolist(),
+        "length": answered["length"],
+        "frozen_steps": answered["rtc/frozen_steps"],
+        "network_ms": answered["policy_timing"]["infer_ms"],
+    }
+    cameras = ", ".join(picture(camera, image) for camera, image in seen.images.items())
+    return f'{json.dumps(said)[:-1]}, "cameras": [{cameras}]}}'
+
+
+def picture(camera: str, image_HWC: np.ndarray) -> str:
+    """JSON of uint8 (H, W, 3): raw RGB in base64, every n-th pixel if it is large."""
+    step = -(-max(image_HWC.shape[:2]) // SIDE)
+    small = np.ascontiguousarray(image_HWC[::step, ::step])
+    about = {"name": camera, "width": small.shape[1], "height": small.shape[0]}
+    # Put in by hand: base64 needs no escaping, and looking for something to escape takes longer than all the rest.
+    return f'{json.dumps(about)[:-1]}, "rgb": "{base64.b64encode(small).decode()}"}}'
 
 
 def answer(body: bytes, kind: str) -> Response:
@@ -88,22 +109,13 @@ def answer(body: bytes, kind: str) -> Response:
     return Response(HTTPStatus.OK.value, HTTPStatus.OK.phrase, Headers(headers), body)
 
 
-def json_answer(value: Any) -> Response:
-    return answer(json.dumps(value).encode(), "application/json")
-
-
-def is_own_host(host: str) -> bool:
-    """Whether a Host header names this machine itself: a page of elsewhere cannot make its own name point here."""
+def is_own_host(hosts: list[str]) -> bool:
+    """Whether the Host headers are one, of this machine itself: a page of elsewhere cannot make its name point here."""
+    if len(hosts) != 1:
+        return False
+    host = hosts[0]
     name = host.rsplit(":", 1)[0] if host.count(":") == 1 or "]:" in host else host
     try:
         return ipaddress.ip_address(name.strip("[]")).is_loopback
     except ValueError:
         return name.lower() == "localhost"
-
-
-def _picture(camera: str, image_HWC: np.ndarray) -> dict[str, Any]:
-    """uint8 (H, W, 3), every n-th pixel if it is large."""
-    step = -(-max(image_HWC.shape[:2]) // SIDE)
-    small = np.ascontiguousarray(image_HWC[::step, ::step])
-    rgb = base64.b64encode(small.tobytes()).decode()
-    return {"name": camera, "width": small.shape[1], "height": small.shape[0], "rgb": rgb}

@@ -31,6 +31,11 @@ class Metrics:
         for i, bound in enumerate(self.BUCKETS_S):
             self.within[i] += seconds <= bound
 
+    def counts(self) -> dict[str, int]:
+        """What the page says: requests, answered, clients, errors."""
+        errors = sum(self.errors.values())
+        return {"requests": self.requests, "answered": self.answered, "clients": self.clients, "errors": errors}
+
     def text(self) -> str:
         """What /metrics says."""
         name = "vla_request_seconds"
