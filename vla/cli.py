@@ -39,6 +39,9 @@ VERBS: dict[str, Verb] = {
         "vla.train.image_tokenizer", "TokenizerConfig", "train_tokenizer", "fit an image tokenizer to a dataset"
     ),
     "export": Verb("vla.train.export", "ExportConfig", "export", "strip a checkpoint of its training state"),
+    "distill": Verb(
+        "vla.train.distill", "DistillConfig", "distill", "teach a student to decide in one evaluation or two"
+    ),
     "quantize": Verb("vla.train.quantize", "QuantizeConfig", "quantize", "make a checkpoint's weights small integers"),
     "convert": Verb(
         "vla.lerobot.convert", "ConvertConfig", "convert", "make a checkpoint one of LeRobot's, or the reverse"

@@ -22,7 +22,7 @@ from vla.diffusion.programs import Corrupted
 from vla.diffusion.sampler import Trace
 from vla.model import LatticeModel, ModelConfig, Prefix
 from vla.policy import Observation, Policy
-from vla.train.setup import Session
+from vla.train.session import Session
 
 
 @dataclass(frozen=True)

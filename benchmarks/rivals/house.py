@@ -25,7 +25,8 @@ from vla.model import LatticeModel, ModelConfig
 from vla.policy import Policy
 from vla.tokenizers import Tokenizers
 from vla.train.loop import TrainConfig, train
-from vla.train.setup import Session, build
+from vla.train.session import Session
+from vla.train.setup import build
 
 UNLIMITED = 10_000_000
 """The recipe's number of steps is for its own budget: with --minutes, the wall-clock alone decides."""

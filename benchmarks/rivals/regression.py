@@ -18,7 +18,7 @@ from vla.diffusion.sampler import Trace
 from vla.model import LatticeModel, ModelConfig, Prefix
 from vla.policy import Observation, Policy
 from vla.tokenizers.actions import ActionTokenizer
-from vla.train.setup import Session
+from vla.train.session import Session
 
 
 class LinearHead(nn.Module):

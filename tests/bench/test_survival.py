@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from vla import cli
+from vla.bench.parts import run_part, table, to_run
 from vla.bench.results import Row
-from vla.bench.survival import SurvivalConfig, run_part, table, to_run
+from vla.bench.survival import SurvivalConfig
 from vla.bench.survival_fuzz import (
     DECODER,
     Frames,
@@ -174,7 +175,7 @@ def test_finished_parts_are_kept_or_replaced_as_told(tmp_path):
     assert to_run(SurvivalConfig(out=tmp_path, only=("wire", "fuzz"), resume=True)) == ["fuzz"]
     assert to_run(SurvivalConfig(out=tmp_path, only=("wire",), overwrite=True)) == ["wire"]
     run_part("soak", config, lambda given: [Row("soak_p99_drift", float("nan"), "fraction")])
-    rows, about = table(tmp_path)
+    rows, about = table(config)
     assert [row.id for row in rows] == ["disconnects", "soak_p99_drift"] and rows[1].value is None
     assert list(about) == ["wire", "soak"] and about["wire"]["seed"] == 0
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from vla import randomness
+from vla.canvas import State, hidden
 from vla.diffusion import PLAIN, Programs, Sampling, corrupt, losses, sample, total_loss
 from vla.model import LatticeModel, ModelConfig
 
@@ -52,6 +53,12 @@ def data(key_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     side_B = 2.0 * (randomness.uniform(key_B, "side") < 0.5) - 1
     index = bins(curve(width_B, side_B))
     return torch.stack([width_B, 1 - width_B], 1), torch.stack([index // BASE, index % BASE], -1), width_B
+
+
+def nothing(digits_BHAD: Tensor) -> State:
+    """The canvas of which nothing is known."""
+    batch, steps, dims, depth = digits_BHAD.shape
+    return hidden((batch, steps, dims), depth)
 
 
 def train(variant: Variant, steps: int, seed: int, batch: int = 128, width: int = 64) -> LatticeModel:

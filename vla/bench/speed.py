@@ -2,63 +2,109 @@
 """`vla bench speed`: what a decision costs, whole path (raw observation in, actions out), and what each trick saves.
 
 Networks with drawn weights (`speed_networks.SIZES`) are timed on this machine in one process; calls that are compared
-take turns. "The number of evaluations is not latency": every figure is wall-clock, with percentiles.
+take turns. "The number of evaluations is not latency": every figure is wall-clock, with percentiles. Its parts
+(parts.py):
 
-    cache        the prefix is encoded once: the same logits, and how much faster than passing over everything again
-    one token after the other     the same blocks as a causal decoder with a cache
-    one graph    the whole decision compiled
-    int8         matrices multiplied as integers
-    floor        operations and bytes against what the machine can do
-    speculation  many evaluations in fewer passes, on frames of the tabletop; int8 on its episodes
-    growth       latency against prefix, cameras, chunk and batch: fitted exponents, and a plot
+    cache         the prefix is encoded once: the same logits, and how much faster than passing over everything again
+    sequence      one token after the other: the same blocks as a causal decoder with a cache, alone and in batches
+    latency       an operation at a time and the whole decision in one graph, against the floor: operations and bytes
+    int8          matrices multiplied as integers
+    growth        latency against prefix, cameras, chunk and batch: fitted exponents, and a plot
+    speculation   many evaluations in fewer passes, on frames of the tabletop
+    int8_success  eight bits on episodes of the tabletop
+    students      one evaluation that was taught by eight: success on episodes, modes of a bimodal task
 """
 
 import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
 
 from vla import checkpoint
-from vla.bench import speed_decisions, speed_floor, speed_growth
-from vla.bench.results import Row, results
-from vla.bench.run import BenchConfig
+from vla.bench import parts, speed_floor
+from vla.bench.results import Row
 from vla.bench.speed_networks import SIZES, in_turns, make, seen
 from vla.bench.speed_paths import Uncached, sample_uncached, write_one_by_one
 from vla.canvas import revealed
 from vla.diffusion import Sampling, sample
 from vla.model import low_bit
 
+if TYPE_CHECKING:
+    from vla.bench.run import BenchConfig
+
 LONG_TEXT = 512
 """Words of the instruction, for a prefix of that many places and more."""
 BATCH = 16
+CROWDS = {"nano": (1, 16, 64, 256), "small": (1, 16), "base": (1,)}
+"""Observations at once, for the way that has to win on large batches if it wins at all."""
 
 
-def run(config: BenchConfig) -> dict[str, Any]:
-    """Time everything; returns the results. `config.threads`: of torch."""
+@dataclass(frozen=True)
+class SpeedConfig(parts.PartsConfig):
+    """What the parts of `vla bench speed` are told."""
+
+    bench: ClassVar = "speed"
+    parts: ClassVar = {
+        "cache": ("speed", "cache_rows"),
+        "sequence": ("speed", "sequence_rows"),
+        "latency": ("speed", "latency_rows"),
+        "int8": ("speed", "int8_rows"),
+        "growth": ("speed_growth", "growth_rows"),
+        "speculation": ("speed_decisions", "speculation_rows"),
+        "int8_success": ("speed_decisions", "int8_success_rows"),
+        "students": ("speed_students", "student_rows"),
+    }
+    out: Path = Path("runs/bench/speed")
+
+    @property
+    def rounds(self) -> int:
+        """How often a call is timed."""
+        return 3 if self.quick else 60
+
+    @property
+    def sizes(self) -> tuple[str, ...]:
+        return ("nano",) if self.quick else tuple(SIZES)
+
+
+def run(config: "BenchConfig") -> dict[str, Any]:
+    """As `parts.run`; its folder is <out>/speed, with --quick <out>/quick/speed. `config.threads`: of torch."""
     if config.threads:
         torch.set_num_threads(config.threads)
-    names = ("nano",) if config.quick else tuple(SIZES)
-    rounds = 3 if config.quick else 60
-    rows = cache(names[min(1, len(names) - 1)], rounds)
-    rows += one_token_after_the_other(names[min(1, len(names) - 1)], rounds)
+    speed = SpeedConfig(
+        out=(config.out / "quick" if config.quick else config.out) / "speed",
+        only=config.only,
+        quick=config.quick,
+        resume=config.resume,
+        overwrite=config.overwrite,
+    )
+    return parts.run(speed) | {"measured_with": {"threads": torch.get_num_threads(), "precision": "float32"}}
+
+
+def cache_rows(config: SpeedConfig) -> list[Row]:
+    return cache(config.sizes[min(1, len(config.sizes) - 1)], config.rounds)
+
+
+def sequence_rows(config: SpeedConfig) -> list[Row]:
+    crowds = {"nano": (1, 4)} if config.quick else CROWDS
+    return [row for name in config.sizes for row in one_token_after_the_other(name, config.rounds, crowds[name])]
+
+
+def latency_rows(config: SpeedConfig) -> list[Row]:
     best = speed_floor.machine()
-    for name in names:
-        rows += latency(name, rounds, best, compiled=not config.quick)
-    rows += integers(names[-1], rounds)
-    folder = (config.out / "quick" if config.quick else config.out) / "speed"
-    rows += speed_growth.rows(rounds // 3 or 1, folder)
-    data = speed_decisions.frames(folder)
-    rows += speed_decisions.speculation(data, 4 if config.quick else 200)
-    rows += speed_decisions.int8_success(data, folder, 15 if config.quick else 600)
-    about = {
-        "threads": torch.get_num_threads(),
-        "precision": "float32",
-        "machine_gflops": round(best.flops_per_s / 1e9, 1),
-        "machine_gb_per_s": round(best.bytes_per_s / 1e9, 1),
-    }
-    return results("speed", rows, "weights 0, observations 0 on", {"measured_with": about})
+    rows = [row for name in config.sizes for row in latency(name, config.rounds, best, compiled=not config.quick)]
+    return [
+        *rows,
+        Row("machine_gflops", best.flops_per_s / 1e9, "GFLOP/s", note="a large product, float32"),
+        Row("machine_gb_per_s", best.bytes_per_s / 1e9, "GB/s", note="a long sum"),
+    ]
+
+
+def int8_rows(config: SpeedConfig) -> list[Row]:
+    return integers(config.sizes[-1], config.rounds)
 
 
 def cache(name: str, rounds: int) -> list[Row]:
@@ -93,21 +139,36 @@ def cache(name: str, rounds: int) -> list[Row]:
     ]
 
 
-def one_token_after_the_other(name: str, rounds: int) -> list[Row]:
-    """A chunk in two evaluations against one token after the other, both with every cache, neither compiled."""
+def one_token_after_the_other(name: str, rounds: int, crowds: Sequence[int]) -> list[Row]:
+    """A chunk in two evaluations against one token after the other, both with every cache, neither compiled.
+
+    Where a batch is large, operations count and not the number of passes; is there one at which the other way wins?
+    """
     ours, theirs = make(SIZES[name]), make(SIZES[name], arrangement="per_dim")
-    observation = seen(ours, 0)
+    found: dict[int, tuple[float, float]] = {}
+    for crowd in crowds:
+        observations = [seen(ours, number) for number in range(crowd)]
+        keys = [(number, 0) for number in range(crowd)]
 
-    def written(_: int) -> Any:
-        with torch.inference_mode():
-            return write_one_by_one(theirs.model, theirs.model.encode(*theirs.inputs([observation])))
+        def written(_: int, observations: list[Any] = observations) -> Any:
+            with torch.inference_mode():
+                return write_one_by_one(theirs.model, theirs.model.encode(*theirs.inputs(observations)))
 
-    calls = {"ours": lambda number: ours.act([observation], [(0, number)]), "one by one": written}
-    taken = {what: float(np.median(ms)) for what, ms in in_turns(calls, rounds).items()}
-    ratio = taken["ours"] / taken["one by one"]
-    tokens = theirs.model.config.layout.positions
-    note = f"{name}, {tokens} tokens: {taken['ours']:.1f} against {taken['one by one']:.1f} ms"
-    return [Row("latency_ratio_to_ar", ratio, "", rounds, goal="<= 0.1", passes=ratio <= 0.1, note=note)]
+        def decided(_: int, observations: list[Any] = observations, keys: list[Any] = keys) -> Any:
+            return ours.act(observations, keys)
+
+        many = max(3, rounds // crowd)
+        taken = in_turns({"ours": decided, "one by one": written}, many, warm=1)
+        found[crowd] = float(np.median(taken["ours"])), float(np.median(taken["one by one"]))
+    mine, other = found[crowds[0]]
+    ratio, tokens = mine / other, theirs.model.config.layout.positions
+    note = f"{name}, {tokens} tokens: {mine:.1f} against {other:.1f} ms"
+    crossed = next((crowd for crowd, (mine, other) in found.items() if other < mine), 0)
+    times = ", ".join(f"{crowd}: {mine:.0f} against {other:.0f}" for crowd, (mine, other) in found.items())
+    return [
+        Row(f"latency_ratio_to_ar_{name}", ratio, "", rounds, goal="<= 0.1", passes=ratio <= 0.1, note=note),
+        Row(f"ar_crossover_batch_{name}", crossed, "rows", note=f"0: none; ms at a batch of {times}"),
+    ]
 
 
 def latency(name: str, rounds: int, best: speed_floor.Machine, compiled: bool) -> list[Row]:

@@ -3,6 +3,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +13,16 @@ from vla.bench.speed_networks import in_turns
 
 EVALUATIONS, AHEAD = 16, 4
 """Of the sampler that is speculated for, and how far it guesses its own future."""
+
+
+def speculation_rows(config: Any) -> list[Row]:
+    """`config`: a SpeedConfig."""
+    return speculation(frames(config.out), 4 if config.quick else 200)
+
+
+def int8_success_rows(config: Any) -> list[Row]:
+    """`config`: a SpeedConfig."""
+    return int8_success(frames(config.out), config.out, 15 if config.quick else 600)
 
 
 def frames(folder: Path) -> Path:

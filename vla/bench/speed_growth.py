@@ -60,6 +60,11 @@ def kept_bytes(policy: Policy, rows: int) -> int:
     return sum(x.nbytes for x in (*prefix.keys, *prefix.values))
 
 
+def growth_rows(config: Any) -> list[Row]:
+    """`config`: a SpeedConfig."""
+    return rows(max(1, config.rounds // 3), config.out)
+
+
 def rows(rounds: int, folder: Path) -> list[Row]:
     """Exponents of latency and of what is kept; growth.png in `folder`."""
     made, curves = [], {}

@@ -30,7 +30,7 @@ from vla.bench.survival import SurvivalConfig, at_least, at_most
 STEPS, SAVE = 150, 5
 GOAL, A_CHAIN, AT_ONCE = 200, 5, 2
 PRELOAD = ["vla.train.loop", "vla.train.setup", "vla.train.saving", "vla.train.validate"]
-TIMES = {"steps_per_s", "frames_per_s", "elapsed_s"}
+TIMES = {"steps_per_s", "frames_per_s", "mfu", "elapsed_s"}
 FILES = ("model.safetensors", "training.safetensors")
 
 

@@ -33,7 +33,8 @@ from vla.policy import Observation, Policy
 from vla.tokenizers import Tokenizers
 from vla.tokenizers.text import SPARE
 from vla.train.augment import harder
-from vla.train.setup import fit_tokenizers, network, objective, pick_precision
+from vla.train.session import objective
+from vla.train.setup import fit_tokenizers, network, pick_precision
 
 DAMAGE = 0.05
 """Fraction of action values beyond the dataset's stored quantiles from which on we warn; 0.02 are to be expected."""

@@ -133,6 +133,16 @@ class Policy:
     def device(self) -> torch.device:
         return self.model.word.weight.device
 
+    def check_names(self, cache: Any) -> None:
+        """ValueError unless a dataset (`FrameCache`) has the actions, states and cameras of the policy."""
+        for what, ours, theirs in (
+            ("actions", self.action_names, cache.action_names),
+            ("states", self.state_names, cache.state_names),
+            ("cameras", self.cameras, cache.cameras),
+        ):
+            if list(ours) != list(theirs):
+                raise ValueError(f"expected a dataset with the {what} {list(ours)}, got {list(theirs)}")
+
     # --- acting --------------------------------------------------------------------------------------------------
     def compile(self, rows: int = 1, backend: str = "inductor") -> None:
         """Decide actions in one compiled graph from now on (one_graph.py), `rows` observations at a time, padded.

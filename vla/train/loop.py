@@ -4,12 +4,16 @@
 import json
 import signal
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     import torch
+
+    from vla.recipes import Recipe
+    from vla.train.session import Session
 
 
 @dataclass(frozen=True)
@@ -65,22 +69,38 @@ def train(config: TrainConfig) -> dict[str, Any]:
     Returns {"checkpoint", "steps", "loss", "elapsed_s", "steps_per_s", ...}. Raises ValueError for a missing dataset, a
     dataset without language, NaN in it, an existing run folder.
     """
+    from vla import recipes
+    from vla.train.setup import build
+
+    return run(config, recipes.get(config.recipe, config.set), build)
+
+
+def run(
+    config: TrainConfig, recipe: "Recipe", build: "Callable[[TrainConfig, Recipe, torch.device], Session]"
+) -> dict[str, Any]:
+    """As `train`, with any recipe and the session that `build` makes of it: what is learnt is the session's."""
     from vla import processes
 
     with processes.together(config.device) as device:
-        return _train(config, device)
+        return _run(config, recipe, build, device)
 
 
-def _train(config: TrainConfig, device: "torch.device") -> dict[str, Any]:
+def _run(
+    config: TrainConfig,
+    recipe: "Recipe",
+    build: "Callable[[TrainConfig, Recipe, torch.device], Session]",
+    device: "torch.device",
+) -> dict[str, Any]:
     import shutil
 
     import torch
 
-    from vla import processes, recipes
+    from vla import processes
     from vla.train.metrics import Metrics
     from vla.train.parallel import clip
     from vla.train.saving import load_training, newest_sound, save
-    from vla.train.setup import build, fit_steps
+    from vla.train.setup import fit_steps
+    from vla.train.utilisation import measured_rate, step_operations
     from vla.train.validate import validate
 
     # --------------------------------------------------------------------------------------------------------------
@@ -93,7 +113,6 @@ def _train(config: TrainConfig, device: "torch.device") -> dict[str, Any]:
         if leads:
             shutil.rmtree(run)
     processes.wait()
-    recipe = recipes.get(config.recipe, config.set)
     s = build(config, recipe, device)  # dataset cache, batches, tokenizers, model, optimiser, averaged weights
     total = limit = config.steps or recipe.steps
     start, last_validation = 0, {}
@@ -125,7 +144,7 @@ def _train(config: TrainConfig, device: "torch.device") -> dict[str, Any]:
     began = rate_from = time.perf_counter()
     rate_step = start
     skipped, stopped, validated = 0, False, -1
-    loss_value = float("nan")
+    loss_value, best_rate = float("nan"), 0.0
     batches = s.batches.prefetch(start, depth=3)
     try:
         for step, batch in batches:
@@ -137,6 +156,8 @@ def _train(config: TrainConfig, device: "torch.device") -> dict[str, Any]:
                 total = int(processes.first(torch.tensor(total, device=device)))  # one clock for all
                 metrics.total = total
             if step == start + 10 or (step and step % FIT_AGAIN == 0):
+                best_rate = best_rate or measured_rate(device, s.precision)
+                metrics.ideal_step_s = step_operations(s, batch, step) / best_rate
                 rate_from, rate_step = time.perf_counter(), step
 
             # One step: corrupt, predict, descend the gradient, average the weights

@@ -40,6 +40,9 @@ class Metrics:
             self._progress = Progress(*columns, console=self._console)
             self._progress.start()
             self._task = self._progress.add_task("", total=total)
+        self.ideal_step_s = 0.0
+        """How long a step would take if the machine did nothing but its products, at its best (utilisation.py); 0:
+        unknown."""
         self._began = self._last_time = time.perf_counter()
         self._last_step: int | None = None
         self._last_line = -math.inf
@@ -58,8 +61,11 @@ class Metrics:
         rate = steps / (now - self._last_time) if steps else 0.0
         self._last_step, self._last_time = step, now
         values |= {"steps_per_s": rate, "frames_per_s": rate * batch_size, "elapsed_s": now - self._began}
-        self._write(step, values)
         text = f"loss {values['loss']:.3f}  {rate:.1f} steps/s"
+        if rate and self.ideal_step_s:
+            values["mfu"] = rate * self.ideal_step_s
+            text += f"  MFU {100 * values['mfu']:.0f} %"
+        self._write(step, values)
         if self._progress is not None:
             self._progress.update(self._task, description=text)
         elif now - self._last_line > 15 or step == self.total:

@@ -111,13 +111,7 @@ class _Measure:
         from vla.data.cache import open_cache
 
         cache = open_cache(dataset, image_size=policy.image_size)
-        for what, ours, theirs in (
-            ("actions", policy.action_names, cache.action_names),
-            ("states", policy.state_names, cache.state_names),
-            ("cameras", policy.cameras, cache.cameras),
-        ):
-            if list(ours) != list(theirs):
-                raise ValueError(f"expected a dataset with the {what} {list(ours)}, got {list(theirs)}")
+        policy.check_names(cache)
         batch = Batches(cache, policy.horizon, min(frames, len(cache)), 0).batch(0)
         whole = ~batch["is_pad"].any(1) if (~batch["is_pad"].any(1)).any() else np.ones(len(batch["state"]), bool)
         self.policy = policy

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Further questions that a demonstration answers, each a training problem: what is given, what is asked.
 
-The policy is always asked about the whole batch (`vla/train/setup.objective`). At each step some of its rows are also
+The policy is always asked about the whole batch (`vla/train/session.objective`). At each step some of its rows are also
 asked for plan, future image and actions together, for which the prefix is that of the policy, and others four queries
 without an instruction: world model, inverse dynamics, goal and label (`vla/canvas/query.py`). A noise level is drawn
 for every segment of every copy, so that one sample has a half-known plan, a masked picture and actions of which a third

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from vla import checkpoint, processes, recipes
 from vla.train.parallel import own, slice_of
-from vla.train.setup import Session
+from vla.train.session import Session
 
 WHOLE = "training.safetensors"
 _SLICE = re.compile(r"training-(\d+)-of-(\d+)\.safetensors")
