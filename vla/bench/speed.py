@@ -32,6 +32,7 @@ from vla.bench.speed_paths import Uncached, sample_uncached, write_one_by_one
 from vla.canvas import revealed
 from vla.diffusion import Sampling, sample
 from vla.model import low_bit
+from vla.policy.pipeline import decide_in_a_row
 
 if TYPE_CHECKING:
     from vla.bench.run import BenchConfig
@@ -96,6 +97,7 @@ def sequence_rows(config: SpeedConfig) -> list[Row]:
 def latency_rows(config: SpeedConfig) -> list[Row]:
     best = speed_floor.machine()
     rows = [row for name in config.sizes for row in latency(name, config.rounds, best, compiled=not config.quick)]
+    rows += [encoded_ahead(name, max(2, config.rounds // 6)) for name in config.sizes[:2]]
     return [
         *rows,
         Row("machine_gflops", best.flops_per_s / 1e9, "GFLOP/s", note="a large product, float32"),
@@ -202,6 +204,23 @@ def latency(name: str, rounds: int, best: speed_floor.Machine, compiled: bool) -
         Row(f"{name}_floor_ms", least.ms, "ms", note=note),
         Row(f"{name}_floor_ratio", fastest / least.ms, "times", note="the faster of the two ways, p50"),
     ]
+
+
+def encoded_ahead(name: str, rounds: int) -> Row:
+    """A stream of observations: the next one encoded while a chunk is decided, against one after the other."""
+    policy = make(SIZES[name])
+    asked = [(seen(policy, number), (0, number)) for number in range(BATCH)]
+    taken = in_turns(
+        {
+            "in turn": lambda _: [policy.act([observation], [key]) for observation, key in asked],
+            "ahead": lambda _: list(decide_in_a_row(policy, asked)),
+        },
+        rounds,
+        warm=1,
+    )
+    each = {what: float(np.median(ms)) / BATCH for what, ms in taken.items()}
+    note = f"{name}: {each['ahead']:.1f} against {each['in turn']:.1f} ms a chunk, {BATCH} in a row"
+    return Row(f"encode_ahead_speedup_{name}", each["in turn"] / each["ahead"], "times", rounds, note=note)
 
 
 def integers(name: str, rounds: int) -> list[Row]:

@@ -143,6 +143,11 @@ class Policy:
             if list(ours) != list(theirs):
                 raise ValueError(f"expected a dataset with the {what} {list(ours)}, got {list(theirs)}")
 
+    @property
+    def compiled(self) -> bool:
+        """Whether it decides in one graph (`compile`)."""
+        return self._graph is not None
+
     # --- acting --------------------------------------------------------------------------------------------------
     def compile(self, rows: int = 1, backend: str = "inductor") -> None:
         """Decide actions in one compiled graph from now on (one_graph.py), `rows` observations at a time, padded.
@@ -236,9 +241,7 @@ class Policy:
         start: np.ndarray | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The fast path: no other segment is evaluated."""
-        layout = self.model.config.layout
-        key_B = randomness.fold(self.seed, *(torch.tensor(k) for k in zip(*keys, strict=True))).to(self.device)
-        inputs = self.inputs(observations)
+        key_B, inputs = self.randomness(keys), self.inputs(observations)
         given = self._commit(committed, len(observations)) if committed is not None else None
         domain = self.domain(len(observations), previous, start, committed or ())
         graph = self._graph
@@ -246,14 +249,25 @@ class Policy:
             result = graph(*inputs, key_B, given)
         else:
             result = sample(self.model, self.model.encode(*inputs), key_B, self.sampling, given, trace, domain)
-        digits_BHAD = layout.unfold(result.state.digits_BNSD)
-        offset = layout.unfold(result.fine_offset_BNS) if self.sampling.expectation else None
-        actions_BHA, confidence_BHA = self.tokenizers.action.decode(digits_BHAD, offset), self.sureness(result)
-        if domain is not None and offset is not None:
+        actions_BHA, confidence_BHA, length_B = self.decoded(result)
+        if domain is not None and self.sampling.expectation:
+            digits_BHAD = self.model.config.layout.unfold(result.state.digits_BNSD)
             actions_BHA = self.settled(digits_BHAD, actions_BHA, domain)
         for row, actions in enumerate(committed or ()):  # on their way already: as they are, not as the nearest bin
             actions_BHA[row, : len(actions)] = torch.as_tensor(np.asarray(actions, np.float32), device=self.device)
-        return actions_BHA, confidence_BHA, self.lengths(digits_BHAD)
+        return actions_BHA, confidence_BHA, length_B
+
+    def randomness(self, keys: Sequence[tuple[int, int]]) -> Tensor:
+        """The keys of a sampler's rows, int64 (B,), of (episode seed, environment step)."""
+        return randomness.fold(self.seed, *(torch.tensor(k) for k in zip(*keys, strict=True))).to(self.device)
+
+    def decoded(self, sample: Sample) -> tuple[Tensor, Tensor, Tensor]:
+        """What `Chunk` has, of decided tokens: float (B, H, A) in the dataset's units, confidence, int64 (B,)."""
+        layout = self.model.config.layout
+        digits_BHAD = layout.unfold(sample.state.digits_BNSD)
+        offset = layout.unfold(sample.fine_offset_BNS) if self.sampling.expectation else None
+        actions_BHA = self.tokenizers.action.decode(digits_BHAD, offset)
+        return actions_BHA, self.sureness(sample), self.lengths(digits_BHAD)
 
     def sureness(self, sample: Sample) -> Tensor:
         """`Chunk.confidence_BHA` of decided tokens."""
