@@ -88,6 +88,23 @@ SHOWN = {
         "limit_violations": "limits broken in 100,000 sampled chunks",
         "prefix_bit_exact": "committed actions that come back bit by bit",
     },
+    "speed": {
+        "nano_graph_p50_ms": "a decision of the tabletop's network (1 M parameters), observation to actions, one graph",
+        "small_graph_p50_ms": "the same with 30 M parameters, two cameras of 96 px",
+        "cache_speedup": "the exact prefix cache, 8 evaluations, a prefix of 512 words: times as fast",
+        "latency_ratio_to_ar_small": "the same network one token after the other: ours takes, of its time",
+        "speculative_speedup": "self-speculation, 16 evaluations, the same tokens: passes saved, times",
+        "student_success_ratio": "a student of 1 evaluation: success over that of its teacher of 8, all 15 templates",
+        "student_mode_coverage": "the same on a bimodal task: modes kept",
+        "int8_size_ratio_nano": "weights of eight bits: size of the shipped checkpoint's file",
+        "int8_success_loss": "the same: success lost",
+    },
+    "rivals_speed": {
+        "latency_ratio_to_act": "a chunk of ours takes, of the time of LeRobot's ACT with no more parameters",
+        "latency_ratio_to_diffusion": "the same of Diffusion Policy, DDIM with ten evaluations",
+        "latency_ratio_to_multi_task_dit": "the same of multi-task DiT, DDIM with ten evaluations",
+        "latency_ratio_to_vqbet": "the same of VQ-BeT",
+    },
     "survival": {
         "decoder_frames": "random and mutated frames into the server's decoder",
         "server_frames": "the same by websocket into a real server",

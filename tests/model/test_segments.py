@@ -88,6 +88,26 @@ def test_a_block_alone_is_what_it_is_before_later_blocks():
 
 
 @torch.no_grad()
+def test_a_decided_block_need_not_be_evaluated_again():
+    """Its keys and values, appended to the prefix, say to later blocks what it says itself."""
+    model = make()
+    prefix, blocks = model.encode(*inputs(model)), {s: state_of(model, s) for s in BLOCKS}
+    there = {Segment.PLAN: torch.arange(5) < torch.tensor([[5], [2], [0]])}
+    expected = model.decode_blocks(prefix, blocks, there)
+    for decided in (1, 2):
+        kept = prefix
+        for segment in BLOCKS[:decided]:
+            kept = model.append(kept, segment, blocks[segment], there.get(segment))
+        found = model.decode_blocks(kept, {s: blocks[s] for s in BLOCKS[decided:]}, there)
+        assert kept.decided == BLOCKS[:decided] and prefix.decided == ()
+        for segment in BLOCKS[decided:]:
+            assert torch.allclose(found[segment], expected[segment], atol=1e-5)
+        other = model.append(prefix, BLOCKS[0], state_of(model, BLOCKS[0], seed=2), there[Segment.PLAN])
+        changed = model.decode_blocks(other, {s: blocks[s] for s in BLOCKS[1:]}, there)
+        assert not torch.allclose(changed[Segment.ACTION], expected[Segment.ACTION], atol=1e-4)
+
+
+@torch.no_grad()
 def test_positions_that_are_not_there_do_not_matter():
     model = make()
     prefix = model.encode(*inputs(model))

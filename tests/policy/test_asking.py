@@ -174,6 +174,34 @@ def test_segments_may_take_turns(policy):
     assert answer.evaluations == 5 + 2 + 2 and answer.actions is not None
 
 
+@pytest.mark.parametrize("finished", [Segment.PLAN, Segment.FUTURE_IMAGE])
+def test_what_is_decided_is_not_evaluated_again(policy, monkeypatch, finished):
+    """The answer is the same; the blocks of an evaluation are those that are open, and those before which one is."""
+    questions, keys = [query.joint(now(2)), query.joint(now(3))], [(2, 0), (3, 0)]
+    turns = {Segment.PLAN: (1, 5), Segment.FUTURE_IMAGE: (4, 6), Segment.ACTION: (6, 8)}
+    if finished is Segment.FUTURE_IMAGE:  # the plan takes longer, so that the picture waits for it
+        turns[Segment.PLAN] = (1, 7)
+    seen, real = [], LatticeModel.decode_blocks
+
+    def watched(self, prefix, blocks, there=None):
+        seen.append((sorted(blocks), prefix.decided))
+        return real(self, prefix, blocks, there)
+
+    monkeypatch.setattr(LatticeModel, "decode_blocks", watched)
+    found = policy.ask(questions, keys, turns=turns)
+    kept, seen[:] = [*seen], []
+    plain = asking.sample_blocks
+    monkeypatch.setattr(asking, "sample_blocks", lambda *given: plain(*given, keep_decided=False))
+    expected = policy.ask(questions, keys, turns=turns)
+    for name in ("plan", "future_image", "actions"):
+        np.testing.assert_array_equal(getattr(found, name).tokens, getattr(expected, name).tokens)
+        np.testing.assert_allclose(getattr(found, name).confidence, getattr(expected, name).confidence, atol=1e-5)
+    assert all(not decided for _, decided in seen)
+    last = kept[-1]
+    assert last == ([Segment.ACTION], (Segment.PLAN, Segment.FUTURE_IMAGE))
+    assert kept[6][0] == ([Segment.ACTION] if finished is Segment.PLAN else [*turns])
+
+
 def test_scores_rank_the_policys_own_actions_above_others(policy):
     own = policy.ask([query.policy(now(4))], [(4, 0)]).actions.values[0]
     scores = policy.score([now(4, actions=own), now(4, actions=chunk(1)), now(4, actions=chunk(2))])

@@ -7,8 +7,9 @@
 
 A turn is a span of evaluations. In `together` the turns overlap: a half-known plan and a half-known picture already
 shape the actions (joint denoising; UD-VLA, arXiv 2511.01718, sec. 3.3), which need few evaluations and take the last
-ones; `one_by_one` finishes a segment before the next begins. Segments whose turn has not come are not evaluated, those
-that are finished stay in sight. The length of a text is found on the way (`lengths.py`).
+ones; `one_by_one` finishes a segment before the next begins. Segments whose turn has not come are not evaluated; those
+that are finished join the prefix, whose keys and values are kept (exact: no block looks at a later one). The length of
+a text is found on the way (`lengths.py`).
 
 Shapes: B rows, N positions, S sub-tokens, D digits.
 """
@@ -97,10 +98,12 @@ def sample_blocks(
     vocabulary: Vocabulary | None = None,
     given: Mapping[Segment, State] | None = None,
     limits: Domain | None = None,
+    keep_decided: bool = True,
 ) -> Joint:
     """Fill the segments of `turns`. `key_B`: int64, a key a row. `given`: what is known of a segment beforehand.
 
     `sampling`: its temperature and order; how many evaluations there are, the turns say. `limits`: of the actions.
+    `keep_decided`: False evaluates finished segments again and again, for the same answer.
     ValueError for a text without a vocabulary.
     """
     rows, device = len(key_B), key_B.device
@@ -125,7 +128,9 @@ def sample_blocks(
 
     last = max(end for _, end in turns.values())
     for t in range(1, last + 1):
-        begun = sorted(segment for segment, (first, _) in turns.items() if first <= t)
+        if keep_decided:
+            prefix = _join_decided(model, prefix, turns, t, now, texts)
+        begun = sorted(s for s, (first, _) in turns.items() if first <= t and s not in prefix.decided)
         blocks = {s: texts[s].state if s in texts else now[s].state for s in begun}
         there = {s: texts[s].there_BN for s in begun if s in texts}
         h = model.decode_blocks(prefix, blocks, there)
@@ -157,6 +162,25 @@ def sample_blocks(
             )
     written = {s: _read(text, sure[s], vocabulary, slots[s]) for s, text in texts.items() if vocabulary}
     return Joint(now, written, last)
+
+
+def _join_decided(
+    model: LatticeModel,
+    prefix: Prefix,
+    turns: Turns,
+    t: int,
+    samples: Mapping[Segment, Sample],
+    texts: Mapping[Segment, Text],
+) -> Prefix:
+    """The prefix with the segments whose turns ended before evaluation `t`, as far as all before them have, too."""
+    for segment in sorted(turns):
+        if turns[segment][1] >= t:
+            break
+        if segment not in prefix.decided:
+            text = texts.get(segment)
+            state, there_BN = (text.state, text.there_BN) if text is not None else (samples[segment].state, None)
+            prefix = model.append(prefix, segment, state, there_BN)
+    return prefix
 
 
 def _write(

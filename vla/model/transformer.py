@@ -108,6 +108,8 @@ class Prefix:
     """The prefix in one vector, added to every canvas position."""
     beside: Mapping[Segment, Tensor] = field(default_factory=dict)
     """(B, N, W): what is added to the positions of a block, of those that have it."""
+    decided: tuple[Segment, ...] = ()
+    """The blocks that have joined it."""
 
     def repeat(self, times: int) -> "Prefix":
         """Every row `times` times in a row: several corrupted copies of a sample share one prefix."""
@@ -124,8 +126,9 @@ class Prefix:
         return self._map(lambda x: x[rows])
 
     def _map(self, f: Callable[[Tensor], Tensor]) -> "Prefix":
-        keys, values, beside = [f(k) for k in self.keys], [f(v) for v in self.values], self.beside
-        return Prefix(keys, values, f(self.visible_BP), f(self.summary_BW), {s: f(x) for s, x in beside.items()})
+        keys, values = [f(k) for k in self.keys], [f(v) for v in self.values]
+        beside = {segment: f(x) for segment, x in self.beside.items()}
+        return Prefix(keys, values, f(self.visible_BP), f(self.summary_BW), beside, self.decided)
 
 
 class Block(nn.Module):
@@ -158,6 +161,11 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tenso
         return F.scaled_dot_product_attention(q, k, v, attn_mask=visible)
     with torch.autocast("cpu", enabled=False):  # the CPU kernel's backward is 6x slower in bfloat16 (measured)
         return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=visible)
+
+
+def _present(x_BNW: Tensor, there_BN: Tensor | None) -> Tensor:
+    """bool (B, N): all positions, if nothing is said of them."""
+    return torch.ones(x_BNW.shape[:2], dtype=torch.bool, device=x_BNW.device) if there_BN is None else there_BN
 
 
 class LatticeModel(nn.Module):
@@ -276,26 +284,38 @@ class LatticeModel(nn.Module):
         `there`: bool (B, N), of a segment whose length differs from row to row: which positions there are.
         """
         order = sorted(blocks)
-        if order == [Segment.ACTION]:
+        if order == [Segment.ACTION] and not prefix.decided:
             return {Segment.ACTION: self.decode(prefix, blocks[Segment.ACTION])}
-        parts, present = [], []
-        for segment in order:
-            x_BNW = self.embedding_of(segment)(blocks[segment]) + self.segment[segment]
-            if segment in prefix.beside:
-                x_BNW = x_BNW + prefix.beside[segment]
-            parts.append(x_BNW)
-            own = (there or {}).get(segment)
-            present.append(torch.ones(x_BNW.shape[:2], dtype=torch.bool, device=x_BNW.device) if own is None else own)
-        x_BNW = torch.cat(parts, dim=1) + prefix.summary_BW.unsqueeze(1)
-        lengths = [part.shape[1] for part in parts]
+        parts = [self._written(prefix, segment, blocks[segment]) for segment in order]
+        x_BNW, lengths = torch.cat(parts, dim=1), [part.shape[1] for part in parts]
         ids = torch.tensor(order).repeat_interleave(torch.tensor(lengths))
-        between_NN = attention_mask(ids).to(x_BNW.device)
-        own_BNN = between_NN & torch.cat(present, dim=1).unsqueeze(1)
+        own_BN = torch.cat([_present(part, (there or {}).get(s)) for s, part in zip(order, parts, strict=True)], dim=1)
+        own_BNN = attention_mask(ids).to(x_BNW.device) & own_BN.unsqueeze(1)
         past_BNP = prefix.visible_BP.unsqueeze(1).expand(-1, x_BNW.shape[1], -1)
         visible = torch.cat([past_BNP, own_BNN], dim=2).unsqueeze(1)
         for block, k, v in zip(self.blocks, prefix.keys, prefix.values, strict=True):
             x_BNW, _ = block(x_BNW, visible, (k, v))
         return dict(zip(order, self.norm(x_BNW).split(lengths, dim=1), strict=True))
+
+    def append(self, prefix: Prefix, segment: Segment, state: State, there_BN: Tensor | None = None) -> Prefix:
+        """The prefix with a block that is decided: what comes after it need not evaluate it again.
+
+        Blocks do not look at later ones, so its keys and values are exact once those before it are decided.
+        """
+        x_BNW = self._written(prefix, segment, state)
+        visible_BP = torch.cat([prefix.visible_BP, _present(x_BNW, there_BN)], dim=1)
+        keys, values = [], []
+        for block, k, v in zip(self.blocks, prefix.keys, prefix.values, strict=True):
+            x_BNW, own = block(x_BNW, visible_BP[:, None, None, :], (k, v))
+            keys.append(torch.cat([k, own[0]], dim=2)), values.append(torch.cat([v, own[1]], dim=2))
+        return replace(prefix, keys=keys, values=values, visible_BP=visible_BP, decided=(*prefix.decided, segment))
+
+    def _written(self, prefix: Prefix, segment: Segment, state: State) -> Tensor:
+        """A block's states as the transformer reads them, (B, N, W)."""
+        x_BNW = self.embedding_of(segment)(state) + self.segment[segment]
+        if segment in prefix.beside:
+            x_BNW = x_BNW + prefix.beside[segment]
+        return x_BNW + prefix.summary_BW.unsqueeze(1)
 
     def embedding_of(self, segment: Segment) -> CanvasEmbedding:
         """The embedding of a block's states. ValueError for a segment that this model cannot be asked for."""

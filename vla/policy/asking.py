@@ -80,7 +80,7 @@ def ask(
         model.head_of(segment)  # ValueError if there is none
     with torch.inference_mode():
         key_B = randomness.fold(policy.seed, *(torch.tensor(k) for k in zip(*keys, strict=True))).to(policy.device)
-        prefix = _prefix(policy, questions, query)
+        prefix = encoded(policy, questions, query)
         if turns is None:
             turns = together(query.asked, evaluations or policy.sampling.evaluations)
         sampling = policy.sampling if temperature is None else replace(policy.sampling, temperature=temperature)
@@ -131,7 +131,7 @@ def _seen(question: Question) -> Any:
     return Observation(question.images, question.state, told)
 
 
-def _prefix(policy: "Policy", questions: Sequence[Question], query: Query) -> Prefix:
+def encoded(policy: "Policy", questions: Sequence[Question], query: Query) -> Prefix:
     """What is seen and what is given, encoded once."""
     model, device = policy.model, policy.device
     images, state_BS, words_BL = policy.inputs([_seen(q) for q in questions], told=query.instruction is Part.GIVEN)
