@@ -149,7 +149,9 @@ def cell(row: dict[str, Any]) -> str:
         return f"{100 * row['value']:.1f} {sign} ({between}, n = {row['n']})"
     if row["unit"] in ("fraction", "success"):
         return f"{100 * row['value']:.1f} %"
-    unit = {"1/s": "frames/s", "parameters": "", "x": "times"}.get(row["unit"], row["unit"])
+    if row["value"] is None:
+        return f"not measured ({row['note']})"
+    unit = {"1/s": "frames/s", "parameters": "", "x": "times", "ratio": ""}.get(row["unit"], row["unit"])
     value = row["value"]
     return f"{round(value) if abs(value) >= 1000 or value == round(value) else round(value, 2):,} {unit}".rstrip()
 

@@ -22,7 +22,7 @@ TEACHER = 8
 
 def student_rows(config: Any) -> list[Row]:
     """`config`: a SpeedConfig."""
-    seeds, steps = (1, 60) if config.quick else (3, 2000)
+    seeds, steps = (1, 60) if config.quick else (3, 1000)
     return modes(seeds, steps) + success(config.out, *((15, 20, 15) if config.quick else (1500, 2000, 600)))
 
 
