@@ -62,13 +62,16 @@ def falls_once(data, run, resume):
 
 
 class Told:
-    """Draws of a chain: aimed at the third save of every life."""
+    """Draws of a chain: aimed at a file that a save of every life writes, of which each shows two or three."""
+
+    def __init__(self, file):
+        self.file = file
 
     def random(self):
         return 0.1
 
     def randrange(self, _):
-        return 2
+        return self.file
 
 
 def a_run(folder, losses, weights=b"weights"):
@@ -126,10 +129,10 @@ def test_killed_trainings_and_what_would_be_seen(planted, tiny_dataset, tmp_path
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(kills.PRELOAD)
 
-    def chain(name, count=1):
+    def chain(name, count=1, file=2):
         monkeypatch.setattr(kills, "A_CHAIN", count)
         monkeypatch.setattr(kills, "training", getattr(planted, name))
-        return kills.chain(context, tiny_dataset, tmp_path / name, Told(), 10.0, reference)
+        return kills.chain(context, tiny_dataset, tmp_path / name, Told(file), 10.0, reference)
 
     monkeypatch.setattr(kills, "training", planted.as_it_is)
     kills.start(context, tiny_dataset, tmp_path / "reference", resume=False).join()
@@ -140,7 +143,7 @@ def test_killed_trainings_and_what_would_be_seen(planted, tiny_dataset, tmp_path
     assert all(row.passes is not False for row in kills.rows([good], 2))
     assert any("of step" in text for text in chain("forgets_moments").wrong)
     assert chain("falls_once", 2).wrong == ["a run ended by itself with 3"]
-    older = chain("goes_on_from_the_oldest")
+    older = chain("goes_on_from_the_oldest", file=6)  # two checkpoints are there
     assert older.wrong == [] and max(older.lost) > kills.SAVE
 
 
@@ -152,7 +155,7 @@ def test_what_a_killed_save_left_is_not_taken_for_a_save(tmp_path):
     child.start()
     began, left = time.perf_counter(), kills.temporaries(tmp_path / "run")
     assert left == {folder.name}
-    assert kills.kill(child, tmp_path / "run", Told(), 0.5, left) == (True, False)
+    assert kills.kill(child, tmp_path / "run", Told(2), 0.5, left) == (True, False)
     assert time.perf_counter() - began > 0.9
 
 

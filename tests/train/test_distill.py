@@ -14,7 +14,8 @@ from vla.diffusion import Sampling, sample
 from vla.diffusion.distillation import passed
 from vla.model import LatticeModel, ModelConfig
 from vla.policy import Observation, Policy
-from vla.train.distill import SHARED, DistillConfig, distill, student_of
+from vla.train.distill import DistillConfig, distill
+from vla.train.student import SHARED, student_of
 
 
 def network(**changes):

@@ -53,7 +53,7 @@ def modes(seeds: int, steps: int) -> list[Row]:
 
 def distilled(teacher: LatticeModel, steps: int, seed: int, batch: int = 128) -> LatticeModel:
     """A student of one evaluation, taught on the observations of `fork`."""
-    from vla.train.distill import student_of
+    from vla.train.student import student_of
 
     student = student_of(teacher, fork.NOISE_INDICES, seed)
     optimiser = torch.optim.AdamW(student.parameters(), lr=2e-3, weight_decay=0.01)
