@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Observation in, actions with units out."""
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,15 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vla import checkpoint, randomness
+from vla import randomness
 from vla.canvas import Provenance, Segment, State, hidden, revealed
 from vla.canvas.query import ASK, Question
 from vla.diffusion.domain import Domain, settle
 from vla.diffusion.joint import Turns, one_by_one
 from vla.diffusion.limits import Limits, TokenLimits
 from vla.diffusion.sampler import Sample, Sampling, Trace, sample
-from vla.model import LatticeModel, ModelConfig, low_bit
-from vla.policy import asking, labelling
+from vla.model import LatticeModel
+from vla.policy import asking, labelling, stored
 from vla.policy.one_graph import OneGraph
 from vla.tokenizers import BinTokenizer, Tokenizers
 
@@ -437,18 +436,7 @@ class Policy:
     # --- checkpoints ---------------------------------------------------------------------------------------------
     def write(self, folder: Path, extra: dict | None = None) -> None:
         """Write the policy's files into `folder` (within `checkpoint.write_folder`)."""
-        config = {
-            "version": checkpoint.VERSION,
-            "type": "lattice",
-            "model": {f.name: getattr(self.model.config, f.name) for f in fields(ModelConfig) if f.init},
-            "sampling": asdict(self.sampling),
-            "n_action_steps": self.n_action_steps,
-            "fps": self.fps,
-            **(extra or {}),
-        }
-        (folder / "config.json").write_text(json.dumps(config, indent=2))
-        checkpoint.save_tensors(dict(self.model.state_dict()), folder / "model.safetensors")
-        self.tokenizers.save(folder)
+        stored.write(self, folder, extra)
 
     @classmethod
     def load(
@@ -467,31 +455,8 @@ class Policy:
 
         Raises ValueError when it is missing, damaged or of another version.
         """
-        folder = checkpoint.resolve(path)
-        checkpoint.verify(folder)
-        config = json.loads((folder / "config.json").read_text())
-        if config.get("version") != checkpoint.VERSION:
-            raise ValueError(
-                f"checkpoint '{folder}' has version {config.get('version')}, this release reads {checkpoint.VERSION}"
-            )
-        model_config = ModelConfig(**{**config["model"], "cameras": tuple(config["model"]["cameras"])})
-        model = LatticeModel(model_config)
-        tensors = checkpoint.load_tensors(folder / "model.safetensors")
-        model.load_state_dict(low_bit.unpack(tensors) if "low_bit" in config else tensors)
-        if "low_bit" in config:
-            low_bit.run_in_integers(model, tensors)
-        sampling = Sampling(**config["sampling"])
-        if evaluations is not None:
-            sampling = replace(sampling, evaluations=evaluations)
-        return cls(
-            model.to(device),
-            Tokenizers.load(folder),
-            config["fps"],
-            sampling,
-            n_action_steps or config["n_action_steps"],
-            seed,
-            rows,
-            sure_above,
-            decoding,
-            think_below,
-        )
+        found = stored.read(path)
+        sampling = found.sampling if evaluations is None else replace(found.sampling, evaluations=evaluations)
+        steps = n_action_steps or found.n_action_steps
+        model = found.model.to(device)
+        return cls(model, found.tokenizers, found.fps, sampling, steps, seed, rows, sure_above, decoding, think_below)
