@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 LONG_TEXT = 512
 """Words of the instruction, for a prefix of that many places and more."""
 BATCH = 16
+ROUNDS = {"nano": 200, "small": 60, "base": 20}
+"""How often a decision is timed: percentiles of the largest are of few."""
 CROWDS = {"nano": (1, 16, 64, 256), "small": (1, 16), "base": (1,)}
 """Observations at once, for the way that has to win on large batches if it wins at all."""
 
@@ -93,13 +95,18 @@ def cache_rows(config: SpeedConfig) -> list[Row]:
 
 
 def sequence_rows(config: SpeedConfig) -> list[Row]:
-    crowds = {"nano": (1, 4)} if config.quick else CROWDS
-    return [row for name in config.sizes for row in one_token_after_the_other(name, config.rounds, crowds[name])]
+    rows = []
+    for name in config.sizes:
+        rounds, crowds = (config.rounds, (1, 4)) if config.quick else (ROUNDS[name] // 4, CROWDS[name])
+        rows += one_token_after_the_other(name, rounds, crowds)
+    return rows
 
 
 def latency_rows(config: SpeedConfig) -> list[Row]:
     best = speed_floor.machine()
-    rows = [row for name in config.sizes for row in latency(name, config.rounds, best, compiled=not config.quick)]
+    rows = []
+    for name in config.sizes:
+        rows += latency(name, config.rounds if config.quick else ROUNDS[name], best, compiled=not config.quick)
     rows += [encoded_ahead(name, max(2, config.rounds // 6)) for name in config.sizes[:2]]
     return [
         *rows,

@@ -22,14 +22,17 @@ class Size:
     heads: int
     cameras: int = 1
     image_size: int = 64
+    horizon: int = 8
+    """Steps of a chunk, of four dimensions each."""
 
 
 SIZES = {
     "nano": Size(128, 2, 4),
-    "small": Size(512, 8, 8, cameras=2, image_size=96),
-    "base": Size(1024, 8, 16, cameras=3, image_size=224),
+    "small": Size(512, 8, 8, cameras=2, image_size=96, horizon=16),
+    "base": Size(1024, 8, 16, cameras=3, image_size=224, horizon=50),
 }
-"""nano is the recipe of the tabletop; small has about 30 M parameters, base about 110 M."""
+"""nano is the recipe of the tabletop; small has about 30 M parameters, base about 110 M. Chunks grow with them, up
+to the 50 steps that openpi's policies decide at once."""
 
 
 def make(size: Size, seed: int = 0, **changes: Any) -> Policy:
@@ -43,7 +46,7 @@ def make(size: Size, seed: int = 0, **changes: Any) -> Policy:
         heads=size.heads,
         cameras=cameras,
         image_size=size.image_size,
-        **changes,
+        **{"horizon": size.horizon, **changes},
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
