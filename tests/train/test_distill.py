@@ -64,6 +64,22 @@ def test_a_student_begins_as_its_teacher():
     assert student_of(network(noise_indices=4), 8).config.noise_indices == 4
 
 
+def test_of_a_unified_teacher_only_the_actions_are_taught():
+    """They begin as they are decided alone, and nothing else can be asked of the student."""
+    unified = {"word_radices": (7, 8), "plan_length": 5, "code_radices": (4, 3), "codes": 4}
+    torch.manual_seed(0)
+    teacher = LatticeModel(
+        ModelConfig(cameras=("front",), image_size=16, vocabulary=50, text_length=6, width=32, layers=2, **unified)
+    ).eval()
+    student = student_of(teacher, 4).eval()
+    assert teacher.config.unified and not student.config.unified
+    images = {"front": torch.randint(0, 256, (3, 16, 16, 3), dtype=torch.uint8)}
+    state, words, keys = torch.rand(3, 4), torch.randint(1, 50, (3, 6)), torch.arange(3)
+    with torch.no_grad():
+        found = [sample(m, m.encode(images, state, words), keys, Sampling(2)) for m in (teacher, student)]
+    assert torch.equal(found[0].state.digits_BNSD, found[1].state.digits_BNSD)
+
+
 def test_distilling_goes_on_after_a_stop_as_if_there_had_been_none(tiny_run, tiny_dataset, tmp_path):
     teacher = tiny_run / "checkpoints" / "last"
 
