@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vla import randomness
 from vla.canvas import Provenance, Segment, State, revealed
 from vla.canvas.query import Part, Partly, Query, Question, part_of
 from vla.diffusion.domain import Domain
@@ -79,7 +78,7 @@ def ask(
     for segment in query.asked:
         model.head_of(segment)  # ValueError if there is none
     with torch.inference_mode():
-        key_B = randomness.fold(policy.seed, *(torch.tensor(k) for k in zip(*keys, strict=True))).to(policy.device)
+        key_B = policy.randomness(keys)
         prefix = encoded(policy, questions, query)
         if turns is None:
             turns = together(query.asked, evaluations or policy.sampling.evaluations)
