@@ -55,3 +55,6 @@ def test_calls_take_turns():
     taken = in_turns({"a": lambda n: said.append(("a", n)), "b": lambda n: said.append(("b", n))}, 3, warm=1)
     assert said == [(name, n) for n in (-1, 0, 1, 2) for name in "ab"]
     assert all(len(ms) == 3 and np.all(ms >= 0) for ms in taken.values())
+    said.clear()
+    in_turns({"a": lambda n: said.append(("a", n)), "b": lambda n: said.append(("b", n))}, 3, warm=0, block=2)
+    assert said == [("a", 0), ("a", 1), ("b", 0), ("b", 1), ("a", 2), ("b", 2)]

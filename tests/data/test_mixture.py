@@ -72,6 +72,8 @@ def test_weights_hold_and_no_frame_comes_twice_in_an_epoch(cache, other, batch_s
     drawn = np.concatenate(ids)
     second = drawn[drawn >= len(cache)]
     assert abs(len(second) - share * len(drawn)) <= 1
+    for some in ids:  # of any part of a batch, too
+        assert (abs(np.cumsum(some >= len(cache)) - share * np.arange(1, batch_size + 1)) < 2).all()
     for samples in (drawn[drawn < len(cache)], second):
         times = np.bincount(samples)[samples]
         assert not len(times) or times.max() - times.min() <= 1

@@ -2,56 +2,94 @@
 """`vla bench queries`: does one network answer every question, and does learning them all pay?
 
 One unified checkpoint of the tabletop (reach and push) answers eight queries about held-out episodes, is run in
-closed loop in different ways, and is compared with networks of the same size and as many steps that learn less:
-actions alone, no future image, inverse dynamics alone; some of them short, some with few demonstrations. What is there
-stays in `out`, so that a run that was stopped goes on where it was; --quick is small, and proves nothing.
+closed loop in different ways, and is compared with networks of the same size and as many steps that learn less. Its
+parts (parts.py); networks that are there are not trained again:
+
+    answers      eight queries against answers that need no network
+    inverse      inverse dynamics against a network that learns nothing else
+    closed_loop  together or in turn, for as long as it is sure, late
+    guarantees   tokens, limits and prefixes that hold by construction, counted all the same
+    images       acting, with and without future images to learn
+    low_data     acting, learnt from a tenth of the demonstrations: every question against actions alone
+
+--quick is small, and proves nothing.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from vla.bench import parts
 from vla.bench.query_answers import Compared, HeldOut, answers
-from vla.bench.query_networks import PAIRS, QUICK, SCARCE, Bench, Sizes
-from vla.bench.results import Row, results
-from vla.bench.run import BenchConfig
+from vla.bench.query_networks import CELLS, QUICK, Networks, Sizes
+from vla.bench.results import Row
 from vla.data.inspect import problems
 
 if TYPE_CHECKING:
-    from vla.eval.statistics import PairedComparison
+    from vla.bench.run import BenchConfig
 
-SURE = 0.3
-"""A chunk is executed for as long as every action is this sure."""
-DELAY = 4
 PICTURES = 8
 """Columns of pictures.png."""
 
 
-def run(config: BenchConfig) -> dict[str, Any]:
-    """Measure everything that is not on disk yet; returns the results, and draws plots into `config.out`."""
-    from rich.console import Console
+@dataclass(frozen=True)
+class QueriesConfig(parts.PartsConfig):
+    """What the parts of `vla bench queries` are told."""
 
-    console = Console(highlight=False)
-    room = config.out / ("quick/queries" if config.quick else "queries")
-    bench = Bench(config, QUICK if config.quick else Sizes(), room, console)
-    seeds = range(1 if config.quick else config.seeds)
-    bench.record()
-    bench.train(seeds)
-    unified = bench.checkpoint("unified", 0)
-    compared = [answers(bench.held_out(unified, seed)) for seed in seeds]
-    bench.rows += query_rows(compared)
-    bench.rows += _own_words(bench.held_out(unified, 0))
-    bench.rows += _inverse_alone(bench, unified, seeds)
-    bench.rows += _closed_loop(bench, unified)
-    bench.rows += _guarantees(bench, unified)
-    bench.rows += _co_training(bench, seeds)
-    draw(compared, bench.held_out(unified, 0), room)
-    console.print(f"figures: '{room}'", soft_wrap=True)
-    return results(
-        "queries", bench.rows, list(seeds), {"quick": config.quick, "problems_of_a_frame": problems(True, True)}
+    bench: ClassVar = "queries"
+    parts: ClassVar = {
+        "answers": ("queries", "answer_rows"),
+        "inverse": ("queries", "inverse_rows"),
+        "closed_loop": ("query_loops", "closed_loop_rows"),
+        "guarantees": ("queries", "guarantee_rows"),
+        "images": ("query_loops", "image_rows"),
+        "low_data": ("query_loops", "low_data_rows"),
+    }
+    out: Path = Path("runs/bench/queries")
+    policy: str = ""
+    """A unified checkpoint that stands for the one that is trained here; "": none."""
+    seeds: int = 3
+    threads: int = 0
+    """Trainings and evaluations at once; 0: as many as there are cores."""
+
+    @property
+    def networks(self) -> Networks:
+        return Networks(self.out, QUICK if self.quick else Sizes(), self.policy, self.threads)
+
+    @property
+    def repeated(self) -> range:
+        """The seeds."""
+        return range(1 if self.quick else self.seeds)
+
+
+def run(config: "BenchConfig") -> dict[str, Any]:
+    """As `parts.run`, once the networks are there; its folder is <out>/queries, with --quick <out>/quick/queries."""
+    queries = QueriesConfig(
+        out=(config.out / "quick" if config.quick else config.out) / "queries",
+        only=config.only,
+        quick=config.quick,
+        resume=config.resume,
+        overwrite=config.overwrite,
+        policy="" if config.policy == type(config).policy else config.policy,
+        seeds=config.seeds,
+        threads=config.threads,
     )
+    needed = [cell for part in parts.to_run(queries) for cell in CELLS[part]]
+    queries.networks.make(needed, queries.repeated)
+    return parts.run(queries) | {"seeds": list(queries.repeated), "problems_of_a_frame": problems(True, True)}
+
+
+def answer_rows(config: QueriesConfig) -> list[Row]:
+    """The eight queries, and pictures of them."""
+    networks = config.networks
+    unified = networks.checkpoint("unified", 0)
+    compared = [answers(networks.held_out(unified, seed)) for seed in config.repeated]
+    data = networks.held_out(unified, 0)
+    draw(compared, data, config.out)
+    return query_rows(compared) + _own_words(data)
 
 
 def query_rows(compared: Sequence[dict[str, Compared]]) -> list[Row]:
@@ -142,12 +180,13 @@ def draw(compared: Sequence[dict[str, Compared]], data: HeldOut, room: Path) -> 
     Image.fromarray(sheet.repeat(3, 0).repeat(3, 1)).save(room / "pictures.png")
 
 
-def _inverse_alone(bench: Bench, unified: Path, seeds: Sequence[int]) -> list[Row]:
+def inverse_rows(config: QueriesConfig) -> list[Row]:
     """Inverse dynamics of the unified network against those of a network that learns nothing else."""
-    alone = bench.checkpoint("inverse", 0)
+    networks = config.networks
     both = []
-    for checkpoint in (unified, alone):
-        found = [answers(bench.held_out(checkpoint, seed), ("inverse",))["inverse"].ours for seed in seeds]
+    for checkpoint in (networks.checkpoint("unified", 0), networks.checkpoint("inverse", 0)):
+        data = [networks.held_out(checkpoint, seed) for seed in config.repeated]
+        found = [answers(some, ("inverse",))["inverse"].ours for some in data]
         both.append(np.mean(found, axis=0))
     ours, single = both
     if len(ours) != len(single):
@@ -160,131 +199,19 @@ def _inverse_alone(bench: Bench, unified: Path, seeds: Sequence[int]) -> list[Ro
     return [Row("inverse_error_ratio", ratio, "ratio", len(ours), (low, high), "<= 1.1", ratio <= 1.1, note)]
 
 
-def _closed_loop(bench: Bench, unified: Path) -> list[Row]:
-    """The same checkpoint, run in different ways on the same episodes."""
-    from vla.eval.statistics import wilson_interval
-
-    plain = bench.evaluate(unified, "actions")
-    n = len(plain)
-    rows = []
-    success = sum(r.success for r in plain.values())
-    rows.append(Row("unified_success", success / n, "success", n, wilson_interval(success, n)))
-    joint = bench.evaluate(unified, "joint", decoding="joint")
-    turns = bench.evaluate(unified, "one_by_one", decoding="one_by_one")
-    paired = _paired(turns, joint)
-    rows.append(
-        Row(
-            "joint_minus_sequential",
-            paired.difference,
-            "success",
-            n,
-            paired.interval,
-            ">= 0",
-            paired.difference >= 0,
-            f"joint {_rate(joint):.1%}, one segment after the other {_rate(turns):.1%}; p = {paired.p_value:.2g}",
-        )
-    )
-    sure = bench.evaluate(unified, "sure", sure_above=SURE)
-    calls, fewer = (np.mean([r.policy_calls for r in of.values()]) for of in (plain, sure))
-    paired = _paired(plain, sure)
-    saved = float(1 - fewer / calls)
-    rows.append(
-        Row(
-            "evaluations_saved",
-            saved,
-            "fraction",
-            n,
-            goal=">= 0.3 at equal success",
-            passes=saved >= 0.3 and paired.interval[1] >= 0,
-            note=f"success {_rate(sure):.1%} instead of {_rate(plain):.1%} (difference {_interval(paired)}); "
-            f"{fewer:.1f} chunks an episode instead of {calls:.1f}",
-        )
-    )
-    late = bench.evaluate(unified, f"delay_{DELAY}", delay=DELAY)
-    naive = bench.evaluate(unified, f"delay_{DELAY}_naive", delay=DELAY, naive=True)
-    paired = _paired(late, plain)
-    rows.append(
-        Row(
-            "delay_4_drop",
-            paired.difference,
-            "success",
-            n,
-            paired.interval,
-            "<= 0.12",
-            paired.difference <= 0.12,
-            f"success {_rate(late):.1%} at a delay of {DELAY} steps; not told what is executed: {_rate(naive):.1%}",
-        )
-    )
-    return rows
-
-
-def _guarantees(bench: Bench, unified: Path) -> list[Row]:
+def guarantee_rows(config: QueriesConfig) -> list[Row]:
     """What holds by construction, counted all the same."""
     from vla.bench.query_limits import broken_limits, changed_prefixes, foreign_tokens
     from vla.policy import Policy
 
-    policy = Policy.load(unified)
-    data = bench.held_out(unified, 0)
+    networks = config.networks
+    unified = networks.checkpoint("unified", 0)
+    policy, data = Policy.load(unified), networks.held_out(unified, 0)
     foreign, tokens = foreign_tokens(data)
-    broken, chunks = broken_limits(policy, bench.sizes.limits)
-    exact, prefixes = changed_prefixes(data, bench.sizes.prefixes)
+    broken, chunks = broken_limits(policy, networks.sizes.limits)
+    exact, prefixes = changed_prefixes(data, networks.sizes.prefixes)
     return [
         Row("wrong_segment_tokens", float(foreign), "tokens", tokens, goal="0", passes=foreign == 0),
         Row("limit_violations", float(broken), "actions", chunks, goal="0", passes=broken == 0, note="n: chunks"),
         Row("prefix_bit_exact", exact, "fraction", prefixes, goal="1", passes=exact == 1.0),
     ]
-
-
-def _co_training(bench: Bench, seeds: Sequence[int]) -> list[Row]:
-    """Success of acting alone, after as many steps that also learnt other questions."""
-    found: dict[str, dict[tuple[str, int], Any]] = {}
-    for name, kind in PAIRS:
-        label = f"{name}-{kind}"
-        found[label] = {}
-        for seed in seeds:
-            results_of = bench.evaluate(bench.checkpoint(name, seed, kind), f"{label}-{seed}")
-            found[label] |= {(f"{task} {seed}", episode): r for (task, episode), r in results_of.items()}
-    trained = f"{len(seeds)} trainings of {bench.sizes.pair_steps} steps each"
-    gain = _paired(found["no_image-short"], found["unified-short"])
-    rows = [
-        Row(
-            "future_image_gain",
-            gain.difference,
-            "success",
-            gain.n,
-            gain.interval,
-            "> +0.02",
-            gain.difference > 0.02,
-            f"with {_rate(found['unified-short']):.1%}, without {_rate(found['no_image-short']):.1%}; {trained}",
-        )
-    ]
-    ours, plain = _rate(found["unified-tenth"]), _rate(found["actions-tenth"])
-    paired = _paired(found["actions-tenth"], found["unified-tenth"])
-    ratio = ours / max(plain, 1 / paired.n)
-    rows.append(
-        Row(
-            "low_data_ratio",
-            ratio,
-            "ratio",
-            paired.n,
-            goal=">= 1.2",
-            passes=ratio >= 1.2,
-            note=f"all queries {ours:.1%}, actions alone {plain:.1%} (difference {_interval(paired)}); "
-            f"{bench.sizes.recorded // SCARCE} demonstrations, {trained}",
-        )
-    )
-    return rows
-
-
-def _rate(of: dict[tuple[str, int], Any]) -> float:
-    return float(np.mean([r.success for r in of.values()]))
-
-
-def _paired(a: dict[tuple[str, int], Any], b: dict[tuple[str, int], Any]) -> "PairedComparison":
-    from vla.eval.statistics import compare_paired
-
-    return compare_paired({k: r.success for k, r in a.items()}, {k: r.success for k, r in b.items()})
-
-
-def _interval(paired: "PairedComparison") -> str:
-    return f"{paired.interval[0]:+.1%} to {paired.interval[1]:+.1%}"

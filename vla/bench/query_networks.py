@@ -7,17 +7,13 @@ What is there is not made again, so that a benchmark that was stopped goes on wh
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vla.bench.query_answers import HeldOut
-from vla.bench.results import Row
-from vla.bench.run import BenchConfig
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from vla.train.loop import TrainConfig
 
 ALONE = tuple(f"queries.{name}=0" for name in ("policy", "joint", "world_model", "goal_policy", "label"))
@@ -28,12 +24,25 @@ NETWORKS: dict[str, tuple[str, ...]] = {
     "inverse": (*ALONE, "queries.share=1", "queries.after=0", "ahead=0"),
 }
 """Overrides of the recipe `tabletop_unified`."""
-PAIRS = (("unified", "short"), ("no_image", "short"), ("unified", "tenth"), ("actions", "tenth"))
-"""Networks that are compared in closed loop, with every seed. Short: fewer steps, so that there is room above and below
-their success; tenth: as few steps, and a tenth of 1,000 demonstrations (a tenth of all 6,000 leaves no room: acting
-alone, learnt from 600, succeeds in 91 %)."""
-SCARCE = 60
-"""All demonstrations, divided by a tenth of 1,000."""
+Cell = tuple[str, str]
+"""A network of NETWORKS and what it learns from; "": everything, for the full number of steps. All others have fewer.
+
+    short   everything, so that there is room above and below their success
+    tenth   a tenth of 1,000 demonstrations (a tenth of all 6,000 leaves no room: acting alone, learnt from 600,
+            succeeds in 91 %)
+    video   the same, and the other nine tenths without their actions, in equal parts
+"""
+SHORT: tuple[Cell, ...] = (("unified", "short"), ("no_image", "short"))
+LOW_DATA: tuple[Cell, ...] = (("unified", "tenth"), ("actions", "tenth"), ("unified", "video"), ("actions", "video"))
+CELLS: dict[str, tuple[Cell, ...]] = {
+    "answers": (("unified", ""),),
+    "inverse": (("unified", ""), ("inverse", "")),
+    "closed_loop": (("unified", ""),),
+    "guarantees": (("unified", ""),),
+    "images": SHORT,
+    "low_data": LOW_DATA,
+}
+"""What each part of the benchmark compares."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +50,8 @@ class Sizes:
     """How much of everything."""
 
     recorded: int = 6000
+    scarce: int = 100
+    """Demonstrations, where there are few."""
     steps: int = 4000
     pair_steps: int = 1200
     episodes: int = 200
@@ -52,18 +63,19 @@ class Sizes:
 
 
 SMALL = ("width=32", "layers=1", "heads=2", "batch_size=8", "full_steps=4", "holdout=0.2", "queries.after=2")
-QUICK = Sizes(48, 12, 6, 5, 64, 8, SMALL)
+QUICK = Sizes(48, 4, 12, 6, 5, 64, 8, SMALL)
 
 
-@dataclass
-class Bench:
-    """Where things are, and how big."""
+@dataclass(frozen=True)
+class Networks:
+    """Where they are, and how big. Whatever is there is not made again."""
 
-    config: BenchConfig
-    sizes: Sizes
     room: Path
-    console: "Console"
-    rows: list[Row] = field(default_factory=list)
+    sizes: Sizes
+    policy: str = ""
+    """A checkpoint that stands for the unified one; "": none."""
+    threads: int = 0
+    """Processes at once; 0: as many as there are cores."""
 
     @property
     def dataset(self) -> Path:
@@ -71,10 +83,11 @@ class Bench:
 
     def record(self) -> None:
         """The demonstrations, if they are not there."""
+        from rich.console import Console
+
         from vla.data.record import RecordConfig, record
 
         if not (self.dataset / "meta" / "info.json").exists():
-            workers = self.config.threads
             shard = min(250, max(self.sizes.recorded // 2, 1))
             record(
                 RecordConfig(
@@ -82,44 +95,38 @@ class Bench:
                     suite="demo",
                     episodes=self.sizes.recorded,
                     shard_episodes=shard,
-                    workers=workers,
+                    workers=self.threads,
                     resume=self.dataset.exists(),
                 ),
-                console=self.console,
+                console=Console(highlight=False),
             )
 
-    def checkpoint(self, name: str, seed: int, kind: str = "") -> Path:
-        """Of a network of NETWORKS, trained if it is not there."""
-        if self._given(name, seed, kind):
-            from vla.checkpoint import resolve
-
-            return resolve(self.config.policy)
-        config = self._training(name, seed, kind)
-        train_quietly(config)
-        return config.out / "checkpoints" / "last"
-
-    def train(self, seeds: Sequence[int]) -> None:
-        """Whatever is not there yet, as many networks at once as there are cores, on one thread each.
+    def make(self, cells: Sequence[Cell], seeds: Sequence[int]) -> None:
+        """Whatever is not there yet, as many networks at once as there are cores, on one thread each; those that learn
+        from everything for seed 0 only.
 
         Small networks make little use of a second thread: two at once are half as fast again as one after the other.
         """
         from concurrent.futures import as_completed
 
+        from rich.console import Console
+
         from vla import recipes
         from vla.bench.ladder import one_thread_processes
         from vla.data.cache import open_cache
 
-        cells: list[tuple[str, int, str]] = [("unified", 0, ""), ("inverse", 0, "")]
-        cells += [(name, seed, kind) for seed in seeds for name, kind in PAIRS]
-        configs = [self._training(*cell) for cell in cells if not self._given(*cell)]
+        self.record()
+        wanted = dict.fromkeys((name, seed, kind) for name, kind in cells for seed in (seeds if kind else (0,)))
+        configs = [self._training(*network) for network in wanted if not self._given(*network)]
         todo = [config for config in configs if not (config.out / "train.json").exists()]
         if not todo:
             return
-        processes = min(self.config.threads or len(os.sched_getaffinity(0)), len(todo))
+        console = Console(highlight=False)
+        processes = min(self.threads or len(os.sched_getaffinity(0)), len(todo))
         recipe = recipes.get("tabletop_unified", self.sizes.overrides)
         open_cache(self.dataset, image_size=recipe.image_size)  # decoded once, not by each of them
         told = f"training {len(todo)} networks, {processes} at once; what they say is in '{self.room}'"
-        self.console.print(told, soft_wrap=True)
+        console.print(told, soft_wrap=True)
         with one_thread_processes(processes) as pool:
             running = {pool.submit(train_quietly, config): config for config in todo}
             for number, done in enumerate(as_completed(running), 1):
@@ -127,18 +134,34 @@ class Bench:
                 config = running[done]
                 trained = json.loads((config.out / "train.json").read_text())
                 about = f"{trained['steps']} steps, {trained['elapsed_s'] / 60:.1f} min"
-                self.console.print(f"{number}/{len(todo)}  {config.out.name}: {about}", soft_wrap=True)
+                console.print(f"{number}/{len(todo)}  {config.out.name}: {about}", soft_wrap=True)
+
+    def checkpoint(self, name: str, seed: int, kind: str = "") -> Path:
+        """Of a network that was made, or that is given."""
+        if self._given(name, seed, kind):
+            from vla.checkpoint import resolve
+
+            return resolve(self.policy)
+        return self._training(name, seed, kind).out / "checkpoints" / "last"
 
     def _given(self, name: str, seed: int, kind: str) -> bool:
         """Whether the user's checkpoint stands for this network."""
-        return (name, seed, kind) == ("unified", 0, "") and self.config.policy != BenchConfig.policy
+        return (name, seed, kind) == ("unified", 0, "") and bool(self.policy)
 
     def _training(self, name: str, seed: int, kind: str) -> "TrainConfig":
         from vla.train.loop import TrainConfig
 
+        few, all = self.sizes.scarce, 10 * self.sizes.scarce
+        what: dict[str, Any] = {"dataset": str(self.dataset)}
+        if kind == "tenth":
+            what["episodes"] = f"0:{few}"
+        if kind == "video":  # the dataset twice: once with its actions, once without
+            again = json.loads((self.dataset / "meta" / "info.json").read_text())["total_episodes"]
+            film = f"{again + few}:{again + all}"
+            what = {"dataset": (str(self.dataset),) * 2, "weights": (1.0, 1.0)}
+            what |= {"episodes": f"0:{few},{film}", "action_free": film}
         return TrainConfig(
-            dataset=str(self.dataset),
-            episodes=f"0:{max(self.sizes.recorded // SCARCE, 10)}" if kind == "tenth" else "",
+            **what,
             out=self.room / f"{name}{kind and '-' + kind}-{seed}",
             recipe="tabletop_unified",
             set=(*NETWORKS[name], *self.sizes.overrides),
@@ -149,6 +172,8 @@ class Bench:
 
     def evaluate(self, checkpoint: Path, name: str, **how: Any) -> dict[tuple[str, int], Any]:
         """Run a checkpoint in closed loop: (task, seed) -> result."""
+        from rich.console import Console
+
         from vla.eval.episodes import read_results
         from vla.eval.evaluate import EvalConfig, evaluate
 
@@ -164,7 +189,7 @@ class Bench:
                 resume=True,
                 **how,
             ),
-            console=self.console,
+            console=Console(highlight=False),
         )
         return {(r.task, r.seed): r for r in read_results(out / "episodes.jsonl")}
 

@@ -41,12 +41,12 @@ class BenchConfig:
     """robustness: of each perturbation, spread evenly over the tasks."""
     only: tuple[str, ...] = ()
     """survival (fuzz, kills, interrupted, wire, overhead, soak), speed (cache, sequence, latency, int8, growth,
-    speculation, int8_success, students): these parts alone; none: all of them. The table has every part that was ever
-    finished in `out`."""
+    speculation, int8_success, students), queries (answers, inverse, closed_loop, guarantees, images, low_data): these
+    parts alone; none: all of them. The table has every part that was ever finished in `out`."""
     resume: bool = False
-    """survival, speed: parts that are finished in `out` are not run again."""
+    """survival, speed, queries: parts that are finished in `out` are not run again."""
     overwrite: bool = False
-    """survival, speed: parts that are finished in `out` are run again, and replaced."""
+    """survival, speed, queries: parts that are finished in `out` are run again, and replaced."""
     seed: int = 0
     """survival: of everything that is random."""
     soak_minutes: float = 60.0

@@ -45,6 +45,8 @@ LONG_TEXT = 512
 BATCH = 16
 ROUNDS = {"nano": 200, "small": 60, "base": 20}
 """How often a decision is timed: percentiles of the largest are of few."""
+BLOCK = 10
+"""Calls in a row."""
 CROWDS = {"nano": (1, 16, 64, 256), "small": (1, 16), "base": (1,)}
 """Observations at once, for the way that has to win on large batches if it wins at all."""
 
@@ -218,7 +220,7 @@ def latency(name: str, rounds: int, best: speed_floor.Machine, compiled: bool) -
         batched.compile(rows=BATCH)
         calls["graph_"] = lambda number: graph.act(observations[:1], [(0, number)])
         calls["graph_batch_"] = lambda number: batched.act(observations, [(i, number) for i in range(BATCH)])
-    taken = in_turns(calls, rounds)
+    taken = in_turns(calls, rounds, block=BLOCK)
     parameters = sum(p.numel() for p in policy.model.parameters())
     rows = [Row(f"{name}_parameters", parameters, "parameters")]
     for call, ms in taken.items():

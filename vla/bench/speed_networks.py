@@ -64,13 +64,23 @@ def seen(policy: Policy, seed: int) -> Observation:
     return Observation(images, state, "push the red block to the left")
 
 
-def in_turns(calls: Mapping[str, Callable[[int], Any]], rounds: int, warm: int = 3) -> dict[str, np.ndarray]:
-    """Milliseconds of each call, float64 (rounds,): one of each in every round, in turn. A call gets its round."""
+def in_turns(
+    calls: Mapping[str, Callable[[int], Any]], rounds: int, warm: int = 3, block: int = 1, pause_s: float = 0.0
+) -> dict[str, np.ndarray]:
+    """Milliseconds of each call, float64 (rounds,): one of each in every round, in turn. A call gets its round.
+
+    `block`: so many rounds of one call before the next has its turn, for calls that are to find their weights in the
+    cache, as they would with nothing else to do. `pause_s`: nothing happens for so long before each call, as when a
+    robot asks so many times a second.
+    """
     taken: dict[str, list[float]] = {name: [] for name in calls}
-    for number in range(-warm, rounds):
+    turns = [range(-warm, 0), *(range(first, min(first + block, rounds)) for first in range(0, rounds, block))]
+    for turn in turns:
         for name, call in calls.items():
-            began = time.perf_counter()
-            call(number)
-            if number >= 0:
-                taken[name].append(1e3 * (time.perf_counter() - began))
+            for number in turn:
+                time.sleep(pause_s if number >= 0 else 0)
+                began = time.perf_counter()
+                call(number)
+                if number >= 0:
+                    taken[name].append(1e3 * (time.perf_counter() - began))
     return {name: np.array(values) for name, values in taken.items()}

@@ -153,14 +153,16 @@ class Batches:
         """The global frame ids of batch `step` >= 0, int64 (B,)."""
         if step < 0:
             raise ValueError(f"expected a step >= 0, got {step}")
-        ids = []
-        places = zip(self._streams, self._drawn(step), self._drawn(step + 1), strict=True)
-        for stream, (samples, place, end) in enumerate(places):
+        ids, places = [], []
+        drawn = zip(self._streams, self._drawn(step), self._drawn(step + 1), strict=True)
+        for stream, (samples, place, end) in enumerate(drawn):
+            places.append((np.arange(end - place) + 0.5) / (end - place))
             while place < end:
                 epoch, offset = divmod(int(place), len(samples))
                 ids.append(samples[self._order(stream, epoch)[offset : offset + end - place]])
                 place += len(ids[-1])
-        return np.concatenate(ids)
+        # Side by side: what is asked of a part of the batch is asked of a part of every dataset.
+        return np.concatenate(ids)[np.argsort(np.concatenate(places), kind="stable")]
 
     def batch(self, step: int) -> Batch:
         """Batch number `step` >= 0, of new arrays.
