@@ -51,6 +51,11 @@ def test_a_resumed_unified_run_is_bit_identical(unified, tmp_path):
         assert ours.read_bytes() == theirs.read_bytes()
 
 
+def test_future_images_need_codes(tiny_dataset, tmp_path):
+    with pytest.raises(ValueError, match=r"no queries\.image_tokenizer: name one .*, or set queries\.world_model=0"):
+        train(tiny_config(tiny_dataset, tmp_path / "run", set=("queries.share=0.5",)))
+
+
 def test_every_query_has_a_loss_and_every_parameter_a_gradient(unified):
     config, _ = unified
     session = build(config, recipes.get(config.recipe, config.set))

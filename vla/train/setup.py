@@ -127,7 +127,7 @@ def build(
     """Open the dataset, fit the tokenizers, make the model. `config`: a TrainConfig. `begin`: a model and its
     tokenizers to begin with instead; what of it has no gradient stays as it is.
 
-    Raises ValueError for batches that the processes cannot share.
+    Raises ValueError for batches that the processes cannot share, and for future images without an image tokenizer.
     """
     if device is None:
         with processes.together(config.device) as device:  # one process: what the name says
@@ -139,6 +139,11 @@ def build(
         cache = join([open_cache(name, image_size=recipe.image_size) for name in names])
     train_episodes, val_episodes = split_episodes(cache, recipe.holdout, config.seed, config.episodes)
     asks = recipe.queries.any
+    if recipe.queries.share and recipe.queries.world_model and not recipe.queries.image_tokenizer:
+        raise ValueError(
+            "queries.world_model asks for the codes of future images, and there is no queries.image_tokenizer: "
+            "name one (vla train-tokenizer image), or set queries.world_model=0"
+        )
     for share in (recipe.queries.joint, recipe.queries.share):
         if round(share * recipe.batch_size) % processes.world():
             raise ValueError(
