@@ -123,6 +123,17 @@ def test_a_reply_is_what_the_policy_decides(policy, port):
     assert reply2["server_timing"]["prev_total_ms"] > 0
 
 
+def test_one_thread_prepares_and_thinks():
+    """Two that compute have a pool of threads each, and are slower than one."""
+    policy, where = Small(), []
+    decide = policy.decide
+    policy.decide = lambda *args: where.append(threading.current_thread()) or decide(*args)
+    prepare = lambda: where.append(threading.current_thread())  # noqa: E731
+    with PolicyServer(policy, ServeConfig(port=0), prepare=prepare).background() as port, Client(port) as client:
+        client.ask({"observation/state": np.zeros(1, np.float32), "prompt": "go"})
+    assert len(where) >= 3 and len(set(where)) == 1 and where[0] is not threading.main_thread()
+
+
 @pytest.mark.parametrize(("tail", "delay", "frozen"), [(5, 3, 3), (2, 6, 2), (0, 4, 0), (9, 20, 8)])
 def test_a_committed_prefix_comes_back_bit_for_bit(policy, port, tail, delay, frozen):
     previous = np.random.default_rng(1).uniform(-0.01, 0.01, (tail, 4)).astype(np.float32)

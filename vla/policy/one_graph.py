@@ -8,6 +8,8 @@ nothing breaks the graph; shapes never change, because batches are padded to `ro
 of is one that knows nothing.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -41,8 +43,11 @@ class OneGraph:
             raise ValueError("a sampler that stops early looks at its answers on the way: set stop_at to 1 to compile")
         self.model, self.sampling = model, sampling
         graphs = backend == "inductor" and model.word.weight.is_cuda
-        mode = "reduce-overhead" if graphs else None  # CUDA graphs
-        self._graph = torch.compile(decide_tokens, fullgraph=True, dynamic=False, mode=mode, backend=backend)
+        how: dict[str, Any] = {"mode": "reduce-overhead"} if graphs else {}  # CUDA graphs
+        if backend == "inductor" and not graphs:
+            # Said, because the cache on disk does not tell code for two threads from code for one.
+            how = {"options": {"cpp.threads": torch.get_num_threads()}}
+        self._graph = torch.compile(decide_tokens, fullgraph=True, dynamic=False, backend=backend, **how)
         self._warm = False
 
     def __call__(

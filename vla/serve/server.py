@@ -18,7 +18,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from http import HTTPStatus
 from pathlib import Path
@@ -48,11 +48,20 @@ log = logging.getLogger("vla.serve")
 class PolicyServer:
     """Offers one policy. `run` listens until `stop`; `background` does so in a thread."""
 
-    def __init__(self, policy: ServedPolicy, config: ServeConfig, about: dict[str, Any] | None = None) -> None:
-        """`about`: more for the metadata. ValueError for settings that do not go together (`key_of`, `tls_of`)."""
+    def __init__(
+        self,
+        policy: ServedPolicy,
+        config: ServeConfig,
+        about: dict[str, Any] | None = None,
+        prepare: Callable[[], None] | None = None,
+    ) -> None:
+        """`about`: more for the metadata. `prepare`: what the thread that thinks does first.
+
+        ValueError for settings that do not go together (`key_of`, `tls_of`).
+        """
         if not (config.deadline_s > 0 and config.drain_s >= 0 and min(config.queue, config.clients) >= 1):
             raise ValueError("expected a positive --deadline-s, --queue and --clients, and no negative --drain-s")
-        self.policy, self.config, self.about = policy, config, about or {}
+        self.policy, self.config, self.about, self.prepare = policy, config, about or {}, prepare
         self.key, self.tls = key_of(config), tls_of(config)
         self.watch, self.here = Watch() if config.page else None, is_here(config.host)
         self.reader, self.metrics = Reader(policy), Metrics()
@@ -122,6 +131,8 @@ class PolicyServer:
             import torch
 
             torch.set_num_threads(self.config.threads)
+        if self.prepare is not None:
+            self.prepare()
         size, reader = self.policy.image_size, self.reader
         images = {camera: np.zeros((size, size, 3), np.uint8) for camera in self.policy.cameras}
         nothing = reader.make(images, np.zeros(reader.states, np.float32), "go")
@@ -284,9 +295,15 @@ class PolicyServer:
         }
 
 
-def serve_policy(policy: ServedPolicy, config: ServeConfig, about: dict[str, Any] | None = None) -> None:
-    """Serve `policy` until SIGTERM or ctrl-c, then finish what is being answered. `config.policy` is its name."""
-    server = PolicyServer(policy, config, about)
+def serve_policy(
+    policy: ServedPolicy,
+    config: ServeConfig,
+    about: dict[str, Any] | None = None,
+    prepare: Callable[[], None] | None = None,
+) -> None:
+    """Serve `policy` until SIGTERM or ctrl-c, then finish what is being answered. `config.policy` is its name; the rest
+    is as in `PolicyServer`."""
+    server = PolicyServer(policy, config, about, prepare)
 
     def say(listening: Future) -> None:
         if not listening.exception():
@@ -304,8 +321,10 @@ def serve(config: ServeConfig) -> None:
 
     from vla.checkpoint import CHECKSUMS, resolve
     from vla.policy import Policy
+    from vla.policy.threads import choose_threads
 
     key_of(config)  # before the checkpoint, which takes a while
+    torch.set_num_threads(1)  # of this thread: two that compute have a pool each, and these get in each other's way
     device = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
     policy = Policy.load(
         config.policy,
@@ -315,8 +334,13 @@ def serve(config: ServeConfig) -> None:
         seed=config.seed,
         decoding=config.decoding,
     )
-    if config.compile:
-        policy.compile()
+
+    def prepare() -> None:
+        if not config.threads:
+            log.info("%d CPU threads", choose_threads(policy))
+        if config.compile:  # for this number of threads
+            policy.compile()
+
     sums = json.loads((resolve(config.policy) / CHECKSUMS).read_text(encoding="utf-8"))
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    serve_policy(policy, config, {"checkpoint_sha256": sums["model.safetensors"]})
+    serve_policy(policy, config, {"checkpoint_sha256": sums["model.safetensors"]}, prepare)

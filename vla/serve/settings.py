@@ -49,7 +49,7 @@ class ServeConfig:
     device: str = "auto"
     """"cpu", "cuda", or "auto\""""
     threads: int = 0
-    """CPU threads of torch; 0: as they are"""
+    """CPU threads of the network; 0: as many as pay, which is tried at the start"""
     compile: bool = False
     """compile the whole decision into one graph before listening: a minute on a CPU, and then about twice as fast"""
     page: bool = True
