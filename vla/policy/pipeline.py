@@ -3,9 +3,11 @@
 for each, and not their sum.
 
 Encoding (pictures, words, the prefix) and deciding (the evaluations) of one observation depend on each other, those of
-two do not. A thread of its own encodes, on a CUDA device in a stream of its own.
+two do not. A thread of its own encodes, on a CUDA device in a stream of its own; on a CPU the two share torch's
+threads, because pools that together have more threads than there are cores slow each other down.
 """
 
+import contextlib
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -44,7 +46,15 @@ def decide_in_a_row(policy: Policy, asked: Iterable[Asked]) -> Iterator[np.ndarr
         stream.synchronize()
         return prefix, key
 
-    with ThreadPoolExecutor(1, "encode") as encoder:
+    threads = torch.get_num_threads()
+
+    def share() -> None:
+        if not cuda:
+            torch.set_num_threads(max(1, threads // 2))
+
+    with ThreadPoolExecutor(1, "encode", share) as encoder, contextlib.ExitStack() as after:
+        share()
+        after.callback(torch.set_num_threads, threads)
         next_one: Future[tuple[Prefix, tuple[int, int]] | None] = encoder.submit(encode)
         while (ready := next_one.result()) is not None:
             next_one = encoder.submit(encode)
