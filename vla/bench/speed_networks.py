@@ -64,16 +64,16 @@ def seen(policy: Policy, seed: int) -> Observation:
     return Observation(images, state, "push the red block to the left")
 
 
-def in_turns(
-    calls: Mapping[str, Callable[[int], Any]], rounds: int, warm: int = 3, block: int = 1, pause_s: float = 0.0
-) -> dict[str, np.ndarray]:
+def in_turns[Name](
+    calls: Mapping[Name, Callable[[int], Any]], rounds: int, warm: int = 3, block: int = 1, pause_s: float = 0.0
+) -> dict[Name, np.ndarray]:
     """Milliseconds of each call, float64 (rounds,): one of each in every round, in turn. A call gets its round.
 
     `block`: so many rounds of one call before the next has its turn, for calls that are to find their weights in the
     cache, as they would with nothing else to do. `pause_s`: nothing happens for so long before each call, as when a
     robot asks so many times a second.
     """
-    taken: dict[str, list[float]] = {name: [] for name in calls}
+    taken: dict[Name, list[float]] = {name: [] for name in calls}
     turns = [range(-warm, 0), *(range(first, min(first + block, rounds)) for first in range(0, rounds, block))]
     for turn in turns:
         for name, call in calls.items():
