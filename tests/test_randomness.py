@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 import numpy as np
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy import stats
 
 from vla import randomness
@@ -11,6 +13,12 @@ def test_draws_are_a_function_of_the_key_alone():
     all_at_once = randomness.uniform(keys, "mask", 8, 4)
     one_by_one = torch.stack([randomness.uniform(k, "mask", 8, 4) for k in keys])
     assert torch.equal(all_at_once, one_by_one)
+
+
+@given(st.lists(st.integers(-(2**63), 2**63 - 1), min_size=1, max_size=4))
+def test_numbers_fold_as_tensors_do(parts):
+    assert randomness.fold_numbers(*parts) == int(randomness.fold(*parts))
+    assert randomness.fold_numbers(*np.array(parts)) == int(randomness.fold(*(torch.tensor(p) for p in parts)))
 
 
 def test_other_seeds_steps_streams_and_orders_give_other_numbers():

@@ -258,7 +258,7 @@ class Policy:
 
     def randomness(self, keys: Sequence[tuple[int, int]]) -> Tensor:
         """The keys of a sampler's rows, int64 (B,), of (episode seed, environment step)."""
-        return randomness.fold(self.seed, *(torch.tensor(k) for k in zip(*keys, strict=True))).to(self.device)
+        return torch.tensor([randomness.fold_numbers(self.seed, *key) for key in keys], device=self.device)
 
     def decoded(self, sample: Sample) -> tuple[Tensor, Tensor, Tensor]:
         """What `Chunk` has, of decided tokens: float (B, H, A) in the dataset's units, confidence, int64 (B,)."""

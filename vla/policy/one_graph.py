@@ -45,8 +45,9 @@ class OneGraph:
         graphs = backend == "inductor" and model.word.weight.is_cuda
         how: dict[str, Any] = {"mode": "reduce-overhead"} if graphs else {}  # CUDA graphs
         if backend == "inductor" and not graphs:
-            # Said, because the cache on disk does not tell code for two threads from code for one.
-            how = {"options": {"cpp.threads": torch.get_num_threads()}}
+            # Threads are said, because the cache on disk does not tell code for two of them from code for one. Weights
+            # become constants, laid out for the processor once; nothing of Python is left between the operations.
+            how = {"options": {"cpp.threads": torch.get_num_threads(), "freezing": True, "cpp_wrapper": True}}
         self._graph = torch.compile(decide_tokens, fullgraph=True, dynamic=False, backend=backend, **how)
         self._warm = False
 
