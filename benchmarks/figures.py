@@ -91,6 +91,7 @@ SHOWN = {
     "speed": {
         "nano_graph_p50_ms": "a decision of the tabletop's network (1 M parameters), observation to actions, one graph",
         "small_graph_p50_ms": "the same with 30 M parameters, two cameras of 96 px",
+        "served_graph_p50_ms": "what a robot waits for vla serve --compile on its machine, twenty times a second",
         "cache_speedup": "the exact prefix cache, 8 evaluations, a prefix of 512 words: times as fast",
         "latency_ratio_to_ar_small": "the same network one token after the other: ours takes, of its time",
         "speculative_speedup": "self-speculation, 16 evaluations, the same tokens: passes saved, times",

@@ -8,6 +8,7 @@ take turns. "The number of evaluations is not latency": every figure is wall-clo
     cache         the prefix is encoded once: the same logits, and how much faster than passing over everything again
     sequence      one token after the other: the same blocks as a causal decoder with a cache, alone and in batches
     latency       an operation at a time and the whole decision in one graph, against the floor: operations and bytes
+    served        `vla serve`, asked as a robot asks
     int8          matrices multiplied as integers
     growth        latency against prefix, cameras, chunk and batch: fitted exponents, and a plot
     speculation   many evaluations in fewer passes, on frames of the tabletop
@@ -60,6 +61,7 @@ class SpeedConfig(parts.PartsConfig):
         "cache": ("speed", "cache_rows"),
         "sequence": ("speed", "sequence_rows"),
         "latency": ("speed", "latency_rows"),
+        "served": ("speed_served", "served_rows"),
         "int8": ("speed", "int8_rows"),
         "growth": ("speed_growth", "growth_rows"),
         "speculation": ("speed_decisions", "speculation_rows"),
