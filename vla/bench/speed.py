@@ -195,7 +195,7 @@ def one_token_after_the_other(name: str, rounds: int, crowds: Sequence[int]) -> 
             return ours.act(observations, keys)
 
         many = max(3, rounds // crowd)
-        taken = in_turns({"ours": decided, "one by one": written}, many, warm=1)
+        taken = in_turns({"ours": decided, "one by one": written}, many, warm=1, block=BLOCK)
         found[crowd] = float(np.median(taken["ours"])), float(np.median(taken["one by one"]))
     mine, other = found[crowds[0]]
     ratio, tokens = mine / other, theirs.model.config.layout.positions
