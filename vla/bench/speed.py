@@ -13,7 +13,8 @@ take turns. "The number of evaluations is not latency": every figure is wall-clo
     growth        latency against prefix, cameras, chunk and batch: fitted exponents, and a plot
     speculation   many evaluations in fewer passes, on frames of the tabletop
     int8_success  eight bits on episodes of the tabletop
-    students      one evaluation that was taught by eight: success on episodes, modes of a bimodal task
+    modes         one evaluation that was taught by eight, on a bimodal task
+    students      the same on episodes of the tabletop
 """
 
 import tempfile
@@ -66,6 +67,7 @@ class SpeedConfig(parts.PartsConfig):
         "growth": ("speed_growth", "growth_rows"),
         "speculation": ("speed_decisions", "speculation_rows"),
         "int8_success": ("speed_decisions", "int8_success_rows"),
+        "modes": ("speed_students", "mode_rows"),
         "students": ("speed_students", "student_rows"),
     }
     out: Path = Path("runs/bench/speed")

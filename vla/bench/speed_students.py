@@ -2,6 +2,7 @@
 """What a student of one evaluation keeps of its teacher of eight: success on the tabletop, modes of a bimodal task."""
 
 import math
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 
 from vla import randomness
 from vla.bench import fork
+from vla.bench.ladder import one_thread_processes
 from vla.bench.lattice_rows import over_seeds
 from vla.bench.results import Row
 from vla.diffusion import Sampling, total_loss
@@ -20,35 +22,36 @@ TEACHER = 8
 """Evaluations."""
 
 
-def student_rows(config: Any) -> list[Row]:
-    """`config`: a SpeedConfig."""
+def mode_rows(config: Any) -> list[Row]:
+    """`config`: a SpeedConfig. The task of `fork`: one mask in eight evaluations teaches one evaluation, at which it
+    could not do it itself."""
     seeds, steps = (1, 60) if config.quick else (3, 1000)
-    return modes(seeds, steps) + success(config.out, *((15, 20, 15) if config.quick else (1500, 2000, 600)))
-
-
-def modes(seeds: int, steps: int) -> list[Row]:
-    """The task of `fork`: one mask in eight evaluations teaches one evaluation, at which it could not do it itself."""
-    found: dict[str, list[dict[str, float]]] = {"teacher": [], "before": [], "student": []}
-    for seed in range(seeds):
-        teacher = fork.train(fork.SINGLE, steps, seed)
-        student = distilled(teacher, steps, seed)
-        taught_as = replace(fork.SINGLE, noise_indices=student.config.noise_indices, single_mask=False)
-        found["teacher"].append(fork.measure(teacher, fork.SINGLE, TEACHER, 1.0))
-        found["before"].append(fork.measure(teacher, fork.SINGLE, 1, 1.0))
-        found["student"].append(fork.measure(student, taught_as, 1, 0.0))
-    pairs = zip(found["student"], found["teacher"], strict=True)
-    ratios = [s["coverage"] / t["coverage"] if t["coverage"] else 0.0 for s, t in pairs]
+    with one_thread_processes(min(seeds, len(os.sched_getaffinity(0)))) as pool:
+        found = list(pool.map(measured, range(seeds), [steps] * seeds))
+    ratios = [f["student"]["coverage"] / f["teacher"]["coverage"] if f["teacher"]["coverage"] else 0.0 for f in found]
 
     def said(who: str, what: str) -> str:
-        return f"{sum(f[what] for f in found[who]) / seeds:.3f}"
+        return f"{sum(f[who][what] for f in found) / seeds:.3f}"
 
     note = f"bimodal task, over that of the teacher at {TEACHER} ({said('teacher', 'coverage')}); the teacher at 1: "
     note += f"{said('before', 'coverage')}"
     right = f"the teacher at {TEACHER}: {said('teacher', 'joint')}, at 1: {said('before', 'joint')}"
     return [
         over_seeds("student_mode_coverage", ratios, "ratio", ">= 0.9", lambda mean: mean >= 0.9, note),
-        over_seeds("student_joint", [f["joint"] for f in found["student"]], note=right),
+        over_seeds("student_joint", [f["student"]["joint"] for f in found], note=right),
     ]
+
+
+def measured(seed: int, steps: int) -> dict[str, dict[str, float]]:
+    """What the teacher, the teacher at one evaluation, and its student do on the task."""
+    teacher = fork.train(fork.SINGLE, steps, seed)
+    student = distilled(teacher, steps, seed)
+    taught_as = replace(fork.SINGLE, noise_indices=student.config.noise_indices, single_mask=False)
+    return {
+        "teacher": fork.measure(teacher, fork.SINGLE, TEACHER, 1.0),
+        "before": fork.measure(teacher, fork.SINGLE, 1, 1.0),
+        "student": fork.measure(student, taught_as, 1, 0.0),
+    }
 
 
 def distilled(teacher: LatticeModel, steps: int, seed: int, batch: int = 128) -> LatticeModel:
@@ -75,14 +78,17 @@ def distilled(teacher: LatticeModel, steps: int, seed: int, batch: int = 128) ->
     return student.eval()
 
 
-def success(folder: Path, scenes: int, steps: int, episodes: int) -> list[Row]:
-    """The shipped policy in eight evaluations teaches a student of one; these and the teacher at one, same episodes."""
+def student_rows(config: Any) -> list[Row]:
+    """`config`: a SpeedConfig. The shipped policy in eight evaluations teaches a student of one; these and the teacher
+    at one, same episodes."""
     from vla.data.record import RecordConfig, record
     from vla.eval.episodes import read_results
     from vla.eval.evaluate import EvalConfig, evaluate
     from vla.eval.statistics import compare_paired
     from vla.train.distill import DistillConfig, distill
 
+    scenes, steps, episodes = (15, 20, 15) if config.quick else (1500, 2000, 600)
+    folder: Path = config.out
     data = folder / "scenes"
     if not data.exists():
         record(RecordConfig(suite="all", episodes=scenes, out=data))
