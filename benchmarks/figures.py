@@ -94,7 +94,7 @@ SHOWN = {
         "small_graph_p50_ms": "the same with 30 M parameters, two cameras of 96 px",
         "served_graph_p50_ms": "what a robot waits for vla serve --compile on its machine, twenty times a second",
         "cache_speedup": "the exact prefix cache, 8 evaluations, a prefix of 512 words: times as fast",
-        "latency_ratio_to_ar_nano": "the same network one token after the other: ours takes, of its time (1 M, 32 tokens)",
+        "latency_ratio_to_ar_nano": "the same network one token after the other: ours takes, of its time, 32 tokens",
         "latency_ratio_to_ar_small": "the same with 30 M, 64 tokens",
         "latency_ratio_to_ar_base": "the same with 136 M, 200 tokens",
         "speculative_speedup": "self-speculation, 16 evaluations, the same tokens: passes saved, times",

@@ -201,12 +201,12 @@ def test_lines_given_twice_are_counted(tmp_path):
 
 
 def test_a_recording_that_is_killed_is_the_same(tmp_path, monkeypatch):
-    """One real kill."""
+    """One real kill, long before it can be finished."""
     from vla.bench import survival_episodes as episodes
 
-    monkeypatch.setattr(episodes, "EPISODES", 9)
+    monkeypatch.setattr(episodes, "EPISODES", 60)
     monkeypatch.setattr(episodes, "SHARD", 3)
-    settings = RecordConfig(tmp_path / "reference", episodes=9, image_size=32, shard_episodes=3, workers=1)
+    settings = RecordConfig(tmp_path / "reference", episodes=60, image_size=32, shard_episodes=3, workers=1)
     record(settings, console=Console(quiet=True))
-    kill_recordings(tmp_path, tmp_path / "reference", 2.0, random.Random(0), 1, tally := Tally())
+    kill_recordings(tmp_path, tmp_path / "reference", 0.9, random.Random(0), 1, tally := Tally())
     assert (tally.kills, tally.lost, tally.duplicated, tally.wrong) == (1, 0, 0, "")
