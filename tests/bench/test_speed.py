@@ -5,6 +5,8 @@ import numpy as np
 import pytest
 import torch
 
+from vla.bench import speed_gpu
+from vla.bench.speed import SpeedConfig
 from vla.bench.speed_floor import Machine, count, floor
 from vla.bench.speed_networks import SIZES, in_turns, make, seen
 from vla.bench.speed_paths import sample_uncached, write_one_by_one
@@ -58,3 +60,19 @@ def test_calls_take_turns():
     said.clear()
     in_turns({"a": lambda n: said.append(("a", n)), "b": lambda n: said.append(("b", n))}, 3, warm=0, block=2)
     assert said == [("a", 0), ("a", 1), ("b", 0), ("b", 1), ("a", 2), ("b", 2)]
+
+
+def test_a_gpu_is_measured_as_a_cpu_can_be():
+    cpu = torch.device("cpu")
+    p50, p99, ratio = speed_gpu.decisions(make(SIZES["nano"]), cpu, 5, backend="eager")
+    assert 0 < p50.value <= p99.value and ratio.value > 1
+    mfu = speed_gpu.training(make(SIZES["nano"]), cpu, 4, 2)
+    assert 0 < mfu.value < 1 and mfu.passes is (mfu.value >= 0.5)
+
+
+def test_without_a_gpu_rows_say_so(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    rows = speed_gpu.gpu_rows(SpeedConfig())
+    assert len(rows) == 4 and all(
+        row.value != row.value and row.passes is None and "no GPU" in row.note for row in rows
+    )

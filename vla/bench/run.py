@@ -41,8 +41,8 @@ class BenchConfig:
     """robustness: of each perturbation, spread evenly over the tasks."""
     only: tuple[str, ...] = ()
     """survival (fuzz, kills, interrupted, wire, overhead, soak), speed (cache, sequence, latency, served, int8, growth,
-    speculation, int8_success, modes, students), queries (answers, inverse, closed_loop, guarantees, images, low_data):
-    these parts alone; none: all of them. The table has every part that was ever finished in `out`."""
+    speculation, int8_success, modes, students, gpu), queries (answers, inverse, closed_loop, guarantees, images,
+    low_data): these parts alone; none: all of them. The table has every part that was ever finished in `out`."""
     resume: bool = False
     """survival, speed, queries: parts that are finished in `out` are not run again."""
     overwrite: bool = False

@@ -15,6 +15,7 @@ take turns. "The number of evaluations is not latency": every figure is wall-clo
     int8_success  eight bits on episodes of the tabletop
     modes         one evaluation that was taught by eight, on a bimodal task
     students      the same on episodes of the tabletop
+    gpu           a decision and a step of training on a GPU, where there is one
 """
 
 import tempfile
@@ -69,6 +70,7 @@ class SpeedConfig(parts.PartsConfig):
         "int8_success": ("speed_decisions", "int8_success_rows"),
         "modes": ("speed_students", "mode_rows"),
         "students": ("speed_students", "student_rows"),
+        "gpu": ("speed_gpu", "gpu_rows"),
     }
     out: Path = Path("runs/bench/speed")
 
