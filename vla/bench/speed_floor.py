@@ -8,7 +8,9 @@ few tokens, so that weights are what moves. It is a floor, not a forecast: norms
 """
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -37,14 +39,22 @@ def machine(side: int = 1024, megabytes: int = 256) -> Machine:
     """Measure this machine in float32: the best of several tries of each."""
     a, b = torch.randn(side, side), torch.randn(side, side)
     long = torch.ones(megabytes * 1_000_000 // 4)
-    return Machine(2 * side**3 / _best(lambda: a @ b), 4 * long.numel() / _best(lambda: long.sum()))
+    return Machine(2 * side**3 / best_seconds(lambda: a @ b), 4 * long.numel() / best_seconds(long.sum))
 
 
-def _best(call, tries: int = 12) -> float:  # type: ignore[no-untyped-def]
+def best_seconds(call: Callable[[], Any], tries: int = 12, device: torch.device | None = None) -> float:
+    """The best of several tries; of what a CUDA device does, until it is finished."""
+
+    def wait() -> None:
+        if device is not None and device.type == "cuda":
+            torch.cuda.synchronize(device)
+
     taken = []
     for _ in range(tries):
+        wait()
         began = time.perf_counter()
         call()
+        wait()
         taken.append(time.perf_counter() - began)
     return min(taken)
 

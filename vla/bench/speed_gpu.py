@@ -2,7 +2,6 @@
 """`base` on a GPU: a decision as one CUDA graph against the floor of launch and bytes, and training against the best
 product of the machine. Where there is no GPU the rows say so."""
 
-import time
 from typing import Any
 
 import torch
@@ -51,9 +50,12 @@ def decisions(policy: Policy, device: torch.device, rounds: int, backend: str = 
         policy.compile(backend=backend)
         taken = in_turns({"act": lambda n: policy.act([observation], [(0, max(n, 0))])}, rounds, warm=20)["act"]
     long = torch.ones(64_000_000 if device.type == "cuda" else 1_000_000, device=device)
-    best = speed_floor.Machine(measured_rate(device, "bfloat16"), 4 * len(long) / _seconds(long.sum, device))
+    best = speed_floor.Machine(
+        measured_rate(device, "bfloat16"), 4 * len(long) / speed_floor.best_seconds(long.sum, device=device)
+    )
     one = torch.ones(1, device=device)
-    least = speed_floor.floor(policy, operations, best).ms + 1e3 * _seconds(lambda: one + one, device)
+    launch = speed_floor.best_seconds(lambda: one + one, device=device)
+    least = speed_floor.floor(policy, operations, best).ms + 1e3 * launch
     p50, p99 = (float(torch.tensor(taken).quantile(q)) for q in (0.5, 0.99))
     note = f"{operations / 1e9:.1f} GFLOP, {best.bytes_per_s / 1e9:.0f} GB/s; launch and floor {least:.2f} ms"
     return [
@@ -90,27 +92,10 @@ def training(policy: Policy, device: torch.device, batch: int, steps: int) -> Ro
             setattr(model, method, torch.compile(getattr(model, method), fullgraph=True))
     for step in range(3):
         trained(step)
-    seconds = _seconds(lambda: [trained(3 + step) for step in range(steps)], device, tries=1) / steps
+    seconds = speed_floor.best_seconds(lambda: [trained(3 + step) for step in range(steps)], 1, device) / steps
     rate = measured_rate(device, "bfloat16")
     note = f"{_name(device)}: batches of {batch}, {1 / seconds:.1f} steps/s, {rate / 1e12:.2f} TFLOP/s at best"
     return row("gpu_train_mfu", operations / seconds / rate, steps, note)
-
-
-def _seconds(call: Any, device: torch.device, tries: int = 10) -> float:
-    """The best of several tries, finished."""
-
-    def wait() -> None:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-
-    best = float("inf")
-    for _ in range(tries):
-        wait()
-        began = time.perf_counter()
-        call()
-        wait()
-        best = min(best, time.perf_counter() - began)
-    return best
 
 
 def _name(device: torch.device) -> str:

@@ -92,8 +92,8 @@ def student_rows(config: Any) -> list[Row]:
     data = folder / "scenes"
     if not data.exists():
         record(RecordConfig(suite="all", episodes=scenes, out=data))
-    config = DistillConfig("tabletop_nano", str(data), folder / "student", steps=steps, overwrite=True)
-    student = distill(config)["checkpoint"]
+    how = DistillConfig("tabletop_nano", str(data), folder / "student", steps=steps, overwrite=True)
+    student = distill(how)["checkpoint"]
     found = {}
     for name, policy, evaluations in (
         ("teacher", "tabletop_nano", TEACHER),

@@ -31,7 +31,8 @@ def choose_threads(policy: Policy, most: int | None = None) -> int:
     """
     if policy.device.type != "cpu":
         return torch.get_num_threads()
-    most = most or len(os.sched_getaffinity(0))
+    if most is None:
+        most = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     chosen, best_ms = 1, decision_ms(policy, 1)
     while 2 * chosen <= most:
         ms = decision_ms(policy, 2 * chosen)

@@ -51,7 +51,7 @@ class ServeConfig:
     threads: int = 0
     """CPU threads of the network; 0: as many as pay, which is tried at the start"""
     compile: bool = False
-    """compile the whole decision into one graph before listening: a minute on a CPU, and then about twice as fast"""
+    """compile the whole decision into one graph before listening: a minute on a CPU, and then up to twice as fast"""
     page: bool = True
     """show what the policy sees and does to a browser that opens http://host:port (with an API key: .../#key=...)"""
 
