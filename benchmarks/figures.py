@@ -104,7 +104,7 @@ SHOWN = {
         "int8_success_loss": "the same: success lost",
     },
     "rivals_speed": {
-        "latency_ratio_to_act": "a chunk of ours takes, of the time of LeRobot's ACT with no more parameters",
+        "latency_ratio_to_act": "a chunk of ours, as one graph, of the time of LeRobot's ACT with no more parameters",
         "latency_ratio_to_diffusion": "the same of Diffusion Policy, DDIM with ten evaluations",
         "latency_ratio_to_multi_task_dit": "the same of multi-task DiT, DDIM with ten evaluations",
         "latency_ratio_to_vqbet": "the same of VQ-BeT",
@@ -165,6 +165,13 @@ def goal(row: dict[str, Any]) -> str:
     return f"{text} (**not met**)" if row.get("passes") is False else text
 
 
+def commits(results: dict[str, Any]) -> str:
+    """With which it was measured: each part that was measured by itself has its own."""
+    parts = [part["commit"] for part in results.get("parts", {}).values()] or [results["commit"]]
+    short = dict.fromkeys(str(commit)[:7] for commit in parts)
+    return f"commit{'s' if len(short) > 1 else ''} {' '.join(short)}"
+
+
 def figures() -> str:
     """The Markdown between the markers."""
     lines, sources = ["| measured | value | goal |", "|---|---|---|"], dict[str, list[str]]()
@@ -174,7 +181,7 @@ def figures() -> str:
             continue
         results = json.loads(path.read_text())
         rows = {row["id"]: row for row in results["rows"]}
-        sources.setdefault(results["machine"], []).append(f"{path.name} (commit {str(results['commit'])[:7]})")
+        sources.setdefault(results["machine"], []).append(f"{path.name} ({commits(results)})")
         lines += [f"| {text} | {cell(rows[i])} | {goal(rows[i])} |" for i, text in shown.items() if i in rows]
     files = "; ".join(f"on {machine}: {', '.join(names)}" for machine, names in sources.items())
     notes = f"Success with 95 % intervals, on seeds that were never recorded. From `benchmarks/results/`, {files}."

@@ -9,8 +9,8 @@ time after a pause, as a robot asks twenty times a second (caches are cold by th
 timed with one thread and with `--threads`, and has the time of the better. Each rival is configured as in
 `lerobot_configs` (ACT, Diffusion and multi-task DiT with ten DDIM evaluations, VQ-BeT) and meets a network of ours that
 is made as wide as it takes to have at least its parameters, compiled into one graph and not, and with one evaluation
-instead of two, as a distilled student has. Their own code is neither
-made slower nor faster: what LeRobot does to decide is timed as it is.
+instead of two, as a distilled student has. Their own code is neither made slower nor faster: what LeRobot does to
+decide is timed as it is.
 
 Writes benchmarks/results/rivals_speed.json, prints a table and, last, a line of JSON.
 """
