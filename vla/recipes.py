@@ -45,6 +45,9 @@ class Queries:
     """Of the loss of image codes; that of actions is 1."""
     text_weight: float = 1.0
     """Of the loss of words."""
+    waypoints: float = 0.0
+    """Weight of acting on waypoints (`Policy` decoding "waypoints"): actions of who sees nothing but the robot's state
+    and where it will be, which `ahead` tells; 0: it is not learnt. Needs `ahead`, which is learnt without actions, too."""
 
     @property
     def any(self) -> bool:
@@ -58,7 +61,7 @@ class Queries:
     def __post_init__(self) -> None:
         if not (0 <= self.share <= 1 and 0 <= self.joint <= 1):
             raise ValueError(f"expected shares of the batch in [0, 1], got joint={self.joint} and share={self.share}")
-        if min(self.weights().values()) < 0 or (self.share and not sum(self.weights().values())):
+        if min(self.waypoints, *self.weights().values()) < 0 or (self.share and not sum(self.weights().values())):
             raise ValueError(f"expected weights >= 0, not all of them 0, got {self.weights()}")
 
 
@@ -96,7 +99,7 @@ class Recipe:
     # --- diffusion ---
     programs: Programs = field(default_factory=Programs)
     ahead: float = 0.0
-    """Weight of saying where the robot will be (AHEAD of vla/train/setup.py) from the summary of what is seen and said;
+    """Weight of saying where the robot will be (`waypoints` of vla/train/setup.py) from the summary of what is seen and said;
     0: it is not asked. Actions alone teach the vision late where to look: many masks can be filled without it."""
     full_steps: int = 1500
     """The first steps see no partial masks: tokens that can be guessed from their neighbours keep the network from
@@ -127,6 +130,12 @@ class Recipe:
     """Fraction of the training samples that do not see the robot's state, so that the picture is looked at."""
     holdout: float = 0.02
     """Fraction of episodes kept for validation."""
+
+    def __post_init__(self) -> None:
+        if self.queries.waypoints and not self.ahead:
+            raise ValueError(
+                "queries.waypoints acts on what `ahead` tells, and ahead is 0: set ahead=2, or waypoints to 0"
+            )
 
 
 def tabletop_nano() -> Recipe:
@@ -176,7 +185,7 @@ def metaworld_mt50_base() -> Recipe:
 
 def tabletop_unified() -> Recipe:
     """Every question from one network: plans, future images, goals, inverse dynamics, labels (`vla bench queries`)."""
-    queries = Queries(joint=0.25, share=0.33, image_tokenizer="tabletop_image")
+    queries = Queries(joint=0.25, share=1.0, inverse=2.0, image_tokenizer="tabletop_image")
     return Recipe(holdout=0.05, batch_size=48, ahead=2.0, queries=queries)
 
 

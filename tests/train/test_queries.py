@@ -3,6 +3,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -34,7 +35,7 @@ def unified(tmp_path_factory):
     torch.manual_seed(0)
     (room / "image").mkdir()
     ImageTokenizer(64, levels=(5, 3), width=16, cameras=("front",)).save(room / "image")
-    queries = ("joint=0.5", "share=0.5", "after=1", f"image_tokenizer={room / 'image'}")
+    queries = ("joint=0.5", "share=0.5", "after=1", "waypoints=1", f"image_tokenizer={room / 'image'}")
     settings = ("image_size=64", "ahead=1", *(f"queries.{setting}" for setting in queries))
     config = tiny_config(room / "data", room / "run", set=settings, steps=6, save_interval=3, val_interval=6)
     train(config)
@@ -71,7 +72,10 @@ def test_every_query_has_a_loss_and_every_parameter_a_gradient(unified):
         assert expected == losses.keys() - {"loss"}
         losses["loss"].backward()
     first, later = session.losses(batch, 0), session.losses(batch, 1)
-    assert first.keys() < later.keys() and {"loss_ahead", "loss_read/state", "loss_plan/joint"} <= later.keys()
+    assert (
+        first.keys() < later.keys()
+        and {"loss_ahead", "loss_read/state", "loss_plan/joint", "loss_coarse/waypoints"} <= later.keys()
+    )
     assert not any("/" in name for name in first)  # further questions begin later
     later["loss"].backward()
     silent = [name for name, p in session.model.named_parameters() if p.grad is None]
@@ -82,14 +86,24 @@ def test_every_query_has_a_loss_and_every_parameter_a_gradient(unified):
         assert torch.allclose(shared, own, atol=1e-5)
 
 
-def test_rows_without_actions_teach_pictures_only(unified):
+def test_films_teach_what_is_seen_in_them_whatever_their_actions_are(unified):
     config, _ = unified
+    config = replace(config, action_free="0:5")
     session = build(config, recipes.get(config.recipe, config.set))
-    rows = session.rows(session.batches.batch(0), slice(0, 8))
+    batch, key_B = session.batches.batch(0), torch.arange(8) + 1
+    film_B = ~batch["has_actions"]
+    assert 0 < film_B.sum() < 8
+    other = batch | {"actions": np.where(film_B[:, None, None], np.float32(0.01), batch["actions"])}
+    for step in (0, 1):  # the policy; and further questions
+        ours, theirs = session.losses(batch, step), session.losses(other, step)
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours), step
+    rows = replace(session.rows(batch, slice(0, 8)), has_actions_B=torch.zeros(8, dtype=torch.bool))
     rows.pad_BH.fill_(True)
     asking = Asking(session.model, session.tokenizers, session.vocabulary, session.recipe)
-    losses = asking.losses(rows, torch.arange(8), QUERIES["joint"])
-    assert losses["loss_action"] == 0 and losses["loss_future_image"] > 0
+    joint = asking.losses(rows, key_B, QUERIES["joint"])
+    assert joint["loss_action"] == 0 and joint["loss_future_image"] > 0
+    assert asking.losses(rows, key_B, QUERIES["world_model"])["loss"] == 0  # what was done is not known
 
 
 def test_the_eight_queries_are_measured_beside_an_answer_without_a_network(unified):
@@ -110,9 +124,31 @@ def test_the_eight_queries_are_measured_beside_an_answer_without_a_network(unifi
     assert changed_prefixes(data, 6) == (1.0, 6)
 
 
+def test_who_acts_on_waypoints_sees_the_picture_through_them_only(unified):
+    _, run = unified
+    policy = Policy.load(run / "checkpoints" / "last", decoding="waypoints")
+    pictures = np.random.default_rng(0).integers(0, 255, (2, 64, 64, 3), dtype=np.uint8)
+    seen = [Observation({"front": p}, np.full(4, 0.1, np.float32), "push the red block left") for p in pictures]
+    direct = policy.act(seen, [(0, 0)] * 2)
+    assert (direct[0] != direct[1]).any()
+    policy.model.ahead.weight.data.zero_()
+    one, other = policy.act(seen, [(0, 0)] * 2)
+    assert (one == other).all()
+    moved = replace(seen[0], state=np.full(4, 0.12, np.float32))
+    assert (policy.act([moved], [(0, 0)])[0] != one).any()
+
+
+def test_waypoints_have_to_be_learnt():
+    with pytest.raises(ValueError, match=r"acts on what `ahead` tells, and ahead is 0"):
+        recipes.get("tabletop_test", ("queries.waypoints=1", "queries.joint=0.5"))
+    with pytest.raises(ValueError, match=r"does not act on waypoints: train with queries\.waypoints > 0"):
+        Policy.load("tabletop_unified", decoding="waypoints")
+
+
 @pytest.mark.parametrize(
     "how",
     [
+        {"decoding": "waypoints"},
         {"decoding": "joint"},
         {"decoding": "one_by_one"},
         {"decoding": "thinking"},

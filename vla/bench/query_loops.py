@@ -89,18 +89,19 @@ def image_rows(config: "QueriesConfig") -> list[Row]:
 
 
 def low_data_rows(config: "QueriesConfig") -> list[Row]:
-    """Success of acting alone, learnt from a tenth of the demonstrations.
+    """Success of acting, learnt from a tenth of the demonstrations.
 
     Every question against actions alone, first where nothing else is there, then where the other nine tenths are there
-    without their actions: from a film there is nothing to learn for who learns actions alone. `aid_with_video`: all
-    that is learnt from the film is where the robot will be (the recipe's `ahead`), which is not a question of its own.
+    without their actions (pictures, words, plans and the robot's state): from these there is nothing to learn for who
+    learns actions alone. Every question includes that of what leads to waypoints, on which it acts. `aid_with_video`:
+    actions alone, and where the robot will be (the recipe's `ahead`) learnt from the films as well.
     """
     found = {cell: _acted(config, *cell) for cell in LOW_DATA}
     alone = found["actions", "tenth"]
     sizes, rows = config.networks.sizes, []
     for id, cell, goal in (
-        ("low_data_ratio", ("unified", "tenth"), 1.2),
-        ("low_data_video_ratio", ("unified", "video"), 1.2),
+        ("low_data_ratio", ("every", "tenth"), 1.2),
+        ("low_data_video_ratio", ("every", "video"), 1.2),
         ("low_data_aid_with_video_ratio", ("actions", "video"), None),
     ):
         ours, paired = found[cell], _paired(alone, found[cell])
@@ -115,10 +116,11 @@ def low_data_rows(config: "QueriesConfig") -> list[Row]:
 
 
 def _acted(config: "QueriesConfig", name: str, kind: str) -> Episodes:
-    """The episodes of all trainings of a network, acting alone; "task seed" for their tasks."""
+    """The episodes of all trainings of a network, acting alone (`every`: on waypoints); "task seed" for their tasks."""
     found: Episodes = {}
     for seed in config.repeated:
-        of = config.networks.evaluate(config.networks.checkpoint(name, seed, kind), f"{name}-{kind}-{seed}")
+        how = {"decoding": "waypoints"} if name == "every" else {}
+        of = config.networks.evaluate(config.networks.checkpoint(name, seed, kind), f"{name}-{kind}-{seed}", **how)
         found |= {(f"{task} {seed}", episode): r for (task, episode), r in of.items()}
     return found
 

@@ -22,8 +22,10 @@ NETWORKS: dict[str, tuple[str, ...]] = {
     "actions": ("queries.joint=0", "queries.share=0"),
     "no_image": ("queries.image_tokenizer=", "queries.world_model=0"),
     "inverse": (*ALONE, "queries.share=1", "queries.after=0", "ahead=0"),
+    "every": ("queries.share=0.33", "queries.inverse=1", "queries.waypoints=1"),
 }
-"""Overrides of the recipe `tabletop_unified`."""
+"""Overrides of the recipe `tabletop_unified`. `every`: acts on waypoints; where there is little to learn from, the other
+questions are asked of fewer rows (LOG.md, 2026-11-27)."""
 Cell = tuple[str, str]
 """A network of NETWORKS and what it learns from; "": everything, for the full number of steps. All others have fewer.
 
@@ -33,7 +35,7 @@ Cell = tuple[str, str]
     video   the same, and the other nine tenths without their actions, in equal parts
 """
 SHORT: tuple[Cell, ...] = (("unified", "short"), ("no_image", "short"))
-LOW_DATA: tuple[Cell, ...] = (("unified", "tenth"), ("actions", "tenth"), ("unified", "video"), ("actions", "video"))
+LOW_DATA: tuple[Cell, ...] = (("every", "tenth"), ("actions", "tenth"), ("every", "video"), ("actions", "video"))
 CELLS: dict[str, tuple[Cell, ...]] = {
     "answers": (("unified", ""),),
     "inverse": (("unified", ""), ("inverse", "")),

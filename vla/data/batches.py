@@ -177,7 +177,7 @@ class Batches:
         batch), or of the last frame for itself; goal_steps int64 (B,), how many steps later that is; future_state and
         goal_state, float32 (B, S), of the robot in these frames. With `ahead`: ahead float32 (B, K, S), the state of
         the robot that many steps later, at most at the end of the episode. With `action_free`: has_actions bool (B,),
-        False in those episodes; actions and is_pad are what the dataset says.
+        False in those episodes, where actions are 0, whatever the dataset says.
         """
         cache, ids = self.cache, self.sample_ids(step)[self._part]
         rows_BH = ids[:, None] + self._chunk
@@ -204,6 +204,7 @@ class Batches:
             batch["ahead"] = cache.state[np.minimum(later_BK, last_B1)]
         if self._trusted is not None:
             batch["has_actions"] = self._trusted[cache.episode_index[ids]]
+            batch["actions"][~batch["has_actions"]] = 0
         return batch
 
     def _pictures(self, ids: np.ndarray) -> dict[str, np.ndarray]:

@@ -82,7 +82,7 @@ class EvalConfig:
     """steps that go by while the policy thinks: the robot executes the last chunk on, the policy fills in the rest"""
     naive: bool = False
     """with a delay: the policy is not told what is executed meanwhile"""
-    decoding: Literal["actions", "joint", "one_by_one", "thinking"] = "actions"
+    decoding: Literal["actions", "waypoints", "joint", "one_by_one", "thinking"] = "actions"
     """of a unified checkpoint: the actions alone; plan, future image and actions together; one after the other; or
     thinking: a plan first where the actions alone are unsure"""
     evaluations: int | None = None

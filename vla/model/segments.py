@@ -77,5 +77,25 @@ class GivenEncoder(nn.Module):
         return embedded_BNW + self.action_place, self.chunk(embedded_BNW.flatten(1))
 
 
+class Guide(nn.Module):
+    """The robot's state and where it will be, as all the prefix there is: tokens, and the summary."""
+
+    def __init__(self, waypoints: int, state_dim: int, width: int) -> None:
+        super().__init__()
+        self.token = nn.Linear(2 * state_dim, width)
+        self.place = nn.Parameter(torch.randn(waypoints + 1, width) * 0.02)
+        self.summarise = _mixer((waypoints + 1) * width, width)
+
+    def forward(self, state_BS: Tensor, waypoints_BKS: Tensor) -> tuple[Tensor, Tensor]:
+        """float (B, S) and (B, K, S), scaled -> (B, 1 + K, W), (B, W). Small ways are what counts: they are magnified."""
+        at_BKS = torch.cat([state_BS.unsqueeze(1), waypoints_BKS], dim=1)
+        way_BKS = MAGNIFIED * (at_BKS - state_BS.unsqueeze(1))
+        tokens_BKW = self.token(torch.cat([at_BKS, way_BKS], dim=-1)) + self.place
+        return tokens_BKW, self.summarise(tokens_BKW.flatten(1))
+
+
+MAGNIFIED = 4.0
+
+
 def _mixer(inputs: int, width: int) -> nn.Module:
     return nn.Sequential(nn.Linear(inputs, 2 * width), nn.GELU(), nn.Linear(2 * width, width))

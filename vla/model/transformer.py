@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from vla.canvas import Layout, Segment, State, attention_mask, revealed
 from vla.canvas.layout import ActionArrangement
 from vla.model.embedding import CanvasEmbedding, DigitHead, QualityHead
-from vla.model.segments import Given, GivenEncoder, Images, Port
+from vla.model.segments import Given, GivenEncoder, Guide, Images, Port
 from vla.model.vision import build_vision
 
 
@@ -65,7 +65,9 @@ class ModelConfig:
     codes: int = 0
     """Codes of a picture of one camera."""
     ahead: int = 0
-    """Moments to come at which the robot's state is read off the summary, as a training aid."""
+    """Waypoints: moments to come at which the robot's state is read off the summary, as a training aid."""
+    guided: bool = False
+    """Whether actions can also be asked for with nothing given but the robot's state and its waypoints."""
     layout: Layout = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -198,6 +200,7 @@ class LatticeModel(nn.Module):
         self.head = DigitHead(config.layout, width)
         self.quality = QualityHead(config.layout, width) if config.quality else None
         self.ahead = nn.Linear(width, config.ahead * config.state_dim) if config.ahead else None
+        self.guide = Guide(config.ahead, config.state_dim, width) if config.guided else None
         if config.unified:
             self.ports = nn.ModuleDict({s.name: Port(*shape, width) for s, shape in config.ports.items()})
             self.given = GivenEncoder(tokens - config.text_length - 1, config.layout, width, config.state_dim)
@@ -222,11 +225,30 @@ class LatticeModel(nn.Module):
             beside[Segment.PLAN] = self.told(sentence_BW).unsqueeze(1)
         if given is not None:
             x_BPW, visible_BP, summary_BW = self._join(x_BPW, visible_BP, summary_BW, seen_BTW, sentence_BW, given)
+        return self._prefix(x_BPW, visible_BP, summary_BW, beside)
+
+    def _prefix(self, x_BPW: Tensor, visible_BP: Tensor, summary_BW: Tensor, beside: dict[Segment, Tensor]) -> Prefix:
         keys, values = [], []
         for block in self.blocks:
             x_BPW, (k, v) = block(x_BPW, visible_BP[:, None, None, :])
             keys.append(k), values.append(v)
         return Prefix(keys, values, visible_BP, summary_BW, beside)
+
+    def waypoints(self, prefix: Prefix) -> Tensor:
+        """Where the robot will be, as the summary tells: float (B, K, S), scaled. ValueError if it was not learnt."""
+        if self.ahead is None:
+            raise ValueError("this model does not know where the robot will be: train with a recipe with ahead > 0")
+        return self.ahead(prefix.summary_BW).unflatten(1, (self.config.ahead, -1))
+
+    def towards(self, state_BS: Tensor, waypoints_BKS: Tensor) -> Prefix:
+        """A prefix in which there is nothing but the robot's state and its waypoints, scaled: actions that lead there.
+
+        ValueError if it was not learnt.
+        """
+        if self.guide is None:
+            raise ValueError("this model cannot act on waypoints: train with a recipe with queries.waypoints > 0")
+        x_BPW, summary_BW = self.guide(state_BS, waypoints_BKS)
+        return self._prefix(x_BPW, _present(x_BPW, None), summary_BW, {})
 
     def look(self, images: dict[str, Tensor], words_BL: Tensor) -> Tensor:
         """The vision's tokens of all cameras, (B, T, W): for several prefixes with the same pictures and words."""

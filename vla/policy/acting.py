@@ -58,7 +58,7 @@ class Chunk:
 
 
 STOP = "stop"
-Decoding = Literal["actions", "joint", "one_by_one", "thinking"]
+Decoding = Literal["actions", "waypoints", "joint", "one_by_one", "thinking"]
 
 
 class Policy:
@@ -79,8 +79,8 @@ class Policy:
     ) -> None:
         """`n_action_steps`: how many steps of a chunk to execute before the next observation (half of it by default).
         `sure_above`: > 0 executes a chunk for as long as it is that sure of all dimensions, 1 step to all of them.
-        `decoding`: of a unified model: the actions alone, which is fast; plan, future image and actions together; one
-        segment after the other; or "thinking": the actions alone, and a plan first where one of the steps that are to
+        `decoding`: of a unified model: the actions alone, which is fast; actions that lead where it says that the robot
+        will be; plan, future image and actions together; one segment after the other; or "thinking": the actions alone, and a plan first where one of the steps that are to
         be executed is less sure than `think_below`.
         `rows`: every evaluation has exactly this many rows, padded; then results do not depend on the batch size.
         None: as many rows as observations (lowest latency).
@@ -103,6 +103,10 @@ class Policy:
         self._graph: OneGraph | None = None
         if decoding != "actions" and not model.config.unified:
             raise ValueError(f"this checkpoint knows actions alone, so it cannot decode {decoding}: use 'actions'")
+        if decoding == "waypoints" and model.guide is None:
+            raise ValueError(
+                "this checkpoint does not act on waypoints: train with queries.waypoints > 0, or decode 'actions'"
+            )
         self.n_action_steps = n_action_steps or max(1, self.horizon // 2)
         if not 1 <= self.n_action_steps <= self.horizon:
             raise ValueError(f"n_action_steps must be in 1..{self.horizon} (the chunk), got {n_action_steps}")
@@ -214,7 +218,7 @@ class Policy:
         start: np.ndarray | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         self.plans = []
-        if self.decoding == "actions":
+        if self.decoding in ("actions", "waypoints"):
             return self._decide_actions(observations, keys, committed, trace, previous, start)
         if committed is not None:
             raise ValueError(f"committed actions need decoding='actions', not '{self.decoding}'")
@@ -244,10 +248,14 @@ class Policy:
         given = self._commit(committed, len(observations)) if committed is not None else None
         domain = self.domain(len(observations), previous, start, committed or ())
         graph = self._graph
-        if graph is not None and graph.sampling == self.sampling and trace is None and domain is None:
+        plain = self.decoding != "waypoints" and trace is None and domain is None
+        if graph is not None and graph.sampling == self.sampling and plain:
             result = graph(*inputs, key_B, given)
         else:
-            result = sample(self.model, self.model.encode(*inputs), key_B, self.sampling, given, trace, domain)
+            prefix = self.model.encode(*inputs)
+            if self.decoding == "waypoints":
+                prefix = self.model.towards(inputs[1], self.model.waypoints(prefix))
+            result = sample(self.model, prefix, key_B, self.sampling, given, trace, domain)
         actions_BHA, confidence_BHA, length_B = self.decoded(result)
         if domain is not None and self.sampling.expectation:
             digits_BHAD = self.model.config.layout.unfold(result.state.digits_BNSD)

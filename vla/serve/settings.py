@@ -44,7 +44,7 @@ class ServeConfig:
     """network evaluations a chunk; none: as the checkpoint says"""
     n_action_steps: int | None = None
     """told to clients: execute this many actions of a chunk before asking again; none: as the checkpoint says"""
-    decoding: Literal["actions", "joint", "one_by_one", "thinking"] = "actions"
+    decoding: Literal["actions", "waypoints", "joint", "one_by_one", "thinking"] = "actions"
     """of a unified checkpoint: see `vla eval`; committed actions (real-time chunking) need "actions\""""
     device: str = "auto"
     """"cpu", "cuda", or "auto\""""

@@ -47,6 +47,8 @@ class Rows:
     """bool: past the end of the episode, or unknown."""
     ended_BH: Tensor
     """bool: past the end of the episode."""
+    has_actions_B: Tensor
+    """bool: whether there are actions; nothing is learnt from those that are not there, given or asked for."""
     plan_BL: Tensor
     """int64, 0 behind the end."""
     has_plan_B: Tensor
@@ -144,8 +146,9 @@ class Asking:
                     ids_BL, key_S, words.digits_of, words.expand, positions
                 )
                 if segment is Segment.PLAN:
-                    known = rows.has_plan_B.repeat_interleave(COPIES)[:, None, None, None]
-                    corrupted[segment] = replace(corrupted[segment], asked_BNSD=corrupted[segment].asked_BNSD & known)
+                    corrupted[segment] = _only(corrupted[segment], rows.has_plan_B)
+            if query.actions is Part.GIVEN:
+                corrupted[segment] = _only(corrupted[segment], rows.has_actions_B)
         h = model.decode_blocks(prefix.repeat(COPIES), {s: c.state for s, c in corrupted.items()}, there)
         result: dict[str, Tensor] = {}
         total = torch.zeros((), device=key_B.device)
@@ -160,6 +163,12 @@ class Asking:
             result[f"loss_{segment.name.lower()}"] = loss
             total = total + weight * loss
         return {"loss": total, **result}
+
+
+def _only(corrupted: Corrupted, rows_B: Tensor) -> Corrupted:
+    """The same, asked of some rows only. `rows_B`: bool, of the batch before it was copied."""
+    asked_BNSD = corrupted.asked_BNSD & rows_B.repeat_interleave(COPIES)[:, None, None, None]
+    return replace(corrupted, asked_BNSD=asked_BNSD)
 
 
 def _given(model: LatticeModel, rows: Rows, digits_BHAD: Tensor, query: Query) -> Given:

@@ -72,7 +72,8 @@ class Session:
         """The losses of one batch, "loss" the total. Masks and noise: a function of (seed, step, place in it)."""
         model = model or self.model
         key_B = randomness.fold(self.seed, step, processes.places(len(batch["actions"]))).to(self.device)
-        actions, pad = torch.from_numpy(batch["actions"]), torch.from_numpy(_unknown(batch))
+        queries, actions = self.recipe.queries, torch.from_numpy(batch["actions"])
+        pad = torch.from_numpy(_unknown(batch))
         with self.autocast():
             prefix = model.encode(*self.inputs(batch, key_B if model is self.model else None))
             ended = torch.from_numpy(batch["is_pad"])
@@ -80,9 +81,15 @@ class Session:
             if model.ahead is not None and model is self.model:
                 result["loss_ahead"] = self.ahead_loss(prefix, batch["ahead"])
                 result["loss"] = result["loss"] + self.recipe.ahead * result["loss_ahead"]
-            queries = self.recipe.queries
             if queries.any and model is self.model and step >= queries.after:
                 result["loss"] = queries.policy * result["loss"]
+                if queries.waypoints:
+                    known = (torch.from_numpy(batch[name]) for name in ("state", "ahead"))
+                    near = model.towards(*(self.tokenizers.state(x).to(self.device) for x in known))
+                    key_W = randomness.fold(key_B, randomness.stream_id("waypoints"))
+                    parts = objective(model, near, self.tokenizers, self.recipe, actions, pad, key_W, step, ended)
+                    result["loss"] = result["loss"] + queries.waypoints * parts.pop("loss")
+                    result |= {f"{part}/waypoints": loss for part, loss in parts.items()}
                 for name, weight, parts in self._asked(batch, prefix, key_B):
                     result["loss"] = result["loss"] + weight * parts.pop("loss")
                     result |= {f"{part}/{name}": loss for part, loss in parts.items()}
@@ -91,8 +98,7 @@ class Session:
     def ahead_loss(self, prefix: Prefix, ahead_BKS: np.ndarray) -> Tensor:
         """Mean absolute error, scaled, of the robot's states to come as the summary tells them, a scalar."""
         true_BKS = self.tokenizers.state(torch.from_numpy(ahead_BKS)).to(self.device)
-        assert self.model.ahead is not None
-        return (self.model.ahead(prefix.summary_BW).float() - true_BKS.flatten(1)).abs().mean()
+        return (self.model.waypoints(prefix).float() - true_BKS).abs().mean()
 
     def _asked(
         self, batch: dict[str, Any], prefix: Prefix, key_B: Tensor
@@ -131,6 +137,7 @@ class Session:
             actions_BHA=torch.from_numpy(batch["actions"][which]),
             pad_BH=torch.from_numpy(_unknown(batch)[which]).to(self.device),
             ended_BH=torch.from_numpy(batch["is_pad"][which]).to(self.device),
+            has_actions_B=torch.from_numpy(_has_actions(batch)[which]).to(self.device),
             plan_BL=self.plans_TL[plan_B.clamp(min=0)].to(self.device),
             has_plan_B=(plan_B >= 0).to(self.device),
             future=pictures("future"),
@@ -180,7 +187,12 @@ class Session:
 
 def _unknown(batch: dict[str, Any]) -> np.ndarray:
     """bool (B, H): steps past the end of an episode, and all of one that has no actions to learn from."""
-    return batch["is_pad"] | ~batch["has_actions"][:, None] if "has_actions" in batch else batch["is_pad"]
+    return batch["is_pad"] | ~_has_actions(batch)[:, None]
+
+
+def _has_actions(batch: dict[str, Any]) -> np.ndarray:
+    """bool (B,)."""
+    return batch.get("has_actions", np.ones(len(batch["is_pad"]), bool))
 
 
 def objective(

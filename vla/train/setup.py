@@ -34,18 +34,29 @@ from vla.tokenizers.text import SPARE
 from vla.train.parallel import Within, replicate, shard
 from vla.train.session import Session
 
-AHEAD = (1, 2, 4, 1_000_000)
-"""Moments to come, in chunks; the last one: the end of the episode."""
+END = 1_000_000
+"""Steps: past the end of any episode."""
 
 
-def fit_tokenizers(recipe: Recipe, data: FrameCache | LeRobotFiles) -> Tokenizers:
-    """Limits, names and words of a dataset, over all its frames."""
+def waypoints(recipe: Recipe) -> tuple[int, ...]:
+    """The moments to come at which a recipe tells where the robot will be, in steps; the last one: the episode's end.
+
+    One, two and four chunks later; who acts on them is told every step of this chunk.
+    """
+    if not recipe.ahead:
+        return ()
+    h = recipe.horizon
+    return (*(range(1, h) if recipe.queries.waypoints else ()), h, 2 * h, 4 * h, END)
+
+
+def fit_tokenizers(
+    recipe: Recipe, data: FrameCache | LeRobotFiles, action_free: np.ndarray | None = None
+) -> Tokenizers:
+    """Limits, names and words of a dataset, over all its frames; of actions but for the episodes `action_free`."""
     names, state_names = list(data.action_names), list(data.state_names)
     action = build_action_tokenizer(
         recipe.actions,
-        data.action,
-        data.episode_from,
-        data.episode_to,
+        *_actions(data, action_free),
         names,
         recipe.horizon,
         recipe.digits,
@@ -68,6 +79,20 @@ def fit_tokenizers(recipe: Recipe, data: FrameCache | LeRobotFiles) -> Tokenizer
             ImageTokenizer.load(checkpoint.resolve(queries.image_tokenizer)) if queries.image_tokenizer else None
         )
     return made
+
+
+def _actions(
+    data: FrameCache | LeRobotFiles, action_free: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The actions that there are, float32 (N, A), and where each episode begins and ends. ValueError for none."""
+    if action_free is None:
+        return data.action, data.episode_from, data.episode_to
+    known = np.setdiff1d(np.arange(len(data.episode_from)), action_free)
+    if not len(known):
+        raise ValueError(f"all {len(data.episode_from)} episodes are action_free: there are no actions to learn from")
+    length = (data.episode_to - data.episode_from)[known]
+    rows = np.concatenate([np.arange(data.episode_from[e], data.episode_to[e]) for e in known])
+    return data.action[rows], np.cumsum(length) - length, np.cumsum(length)
 
 
 def network(recipe: Recipe, tokenizers: Tokenizers, cameras: Iterable[str], plans: bool = False) -> ModelConfig:
@@ -97,7 +122,8 @@ def network(recipe: Recipe, tokenizers: Tokenizers, cameras: Iterable[str], plan
         vision=recipe.vision,
         background=recipe.background,
         quality=recipe.programs.wrong + recipe.programs.revise > 0,
-        ahead=len(AHEAD) if recipe.ahead else 0,
+        ahead=len(waypoints(recipe)),
+        guided=recipe.queries.waypoints > 0,
         word_radices=tokenizers.words.numerals.radices if tokenizers.words is not None else (),
         plan_length=recipe.queries.plan_length if tokenizers.words is not None and plans else 0,
         code_radices=image.numerals.radices if image is not None else (),
@@ -150,6 +176,7 @@ def build(
                 f"{processes.world()} processes share every batch of {recipe.batch_size}, and the "
                 f"{round(share * recipe.batch_size)} rows of it that are asked more; choose numbers that they divide"
             )
+    films = chosen_episodes(config.action_free, len(cache.episode_from)) if config.action_free else None
     batches = Batches(
         cache,
         recipe.horizon,
@@ -159,11 +186,11 @@ def build(
         config.weights,
         plans=asks,
         future=asks,
-        ahead=tuple(recipe.horizon * chunks for chunks in AHEAD) if recipe.ahead else (),
-        action_free=chosen_episodes(config.action_free, len(cache.episode_from)) if config.action_free else None,
+        ahead=waypoints(recipe),
+        action_free=films,
         part=(processes.rank(), processes.world()),
     )
-    model, tokenizers = begin or _new(recipe, cache, config.seed)
+    model, tokenizers = begin or _new(recipe, cache, config.seed, films)
     model = model.to(device)
     averaged = copy.deepcopy(model).requires_grad_(False)
     if recipe.compile:  # what training calls; the averaged weights, which are saved and act, stay plain
@@ -198,9 +225,11 @@ def build(
     )
 
 
-def _new(recipe: Recipe, cache: FrameCache, seed: int) -> tuple[LatticeModel, Tokenizers]:
+def _new(
+    recipe: Recipe, cache: FrameCache, seed: int, action_free: np.ndarray | None
+) -> tuple[LatticeModel, Tokenizers]:
     """A network that knows nothing but the dataset's limits, names, words and mean picture."""
-    tokenizers = fit_tokenizers(recipe, cache)
+    tokenizers = fit_tokenizers(recipe, cache, action_free)
     model_config = network(recipe, tokenizers, cache.cameras, bool(cache.plans))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
