@@ -46,8 +46,8 @@ class Queries:
     text_weight: float = 1.0
     """Of the loss of words."""
     waypoints: float = 0.0
-    """Weight of acting on waypoints (`Policy` decoding "waypoints"): actions of who sees nothing but the robot's state
-    and where it will be, which `ahead` tells; 0: it is not learnt. Needs `ahead`, which is learnt without actions, too."""
+    """Weight of acting on waypoints (`Policy`, decoding "waypoints"): actions of who sees nothing but the robot's state
+    and where it will be; 0: it is not learnt. It needs `ahead`, which tells where that is and needs no actions."""
 
     @property
     def any(self) -> bool:
@@ -99,8 +99,8 @@ class Recipe:
     # --- diffusion ---
     programs: Programs = field(default_factory=Programs)
     ahead: float = 0.0
-    """Weight of saying where the robot will be (`waypoints` of vla/train/setup.py) from the summary of what is seen and said;
-    0: it is not asked. Actions alone teach the vision late where to look: many masks can be filled without it."""
+    """Weight of saying where the robot will be (`waypoints` of vla/train/setup.py) from the summary of what is seen and
+    said; 0: it is not asked. Actions alone teach the vision late where to look: many masks can be filled without it."""
     full_steps: int = 1500
     """The first steps see no partial masks: tokens that can be guessed from their neighbours keep the network from
     looking at the picture (LOG.md)."""

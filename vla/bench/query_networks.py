@@ -21,11 +21,11 @@ NETWORKS: dict[str, tuple[str, ...]] = {
     "unified": (),
     "actions": ("queries.joint=0", "queries.share=0"),
     "no_image": ("queries.image_tokenizer=", "queries.world_model=0"),
-    "inverse": (*ALONE, "queries.share=1", "queries.after=0", "ahead=0"),
+    "inverse": (*ALONE, "queries.share=1", "queries.inverse=1", "queries.after=0", "ahead=0"),
     "every": ("queries.share=0.33", "queries.inverse=1", "queries.waypoints=1"),
 }
-"""Overrides of the recipe `tabletop_unified`. `every`: acts on waypoints; where there is little to learn from, the other
-questions are asked of fewer rows (LOG.md, 2026-11-27)."""
+"""Overrides of the recipe `tabletop_unified`. `every`: it acts on waypoints, and the other questions are asked of fewer
+rows, for where there is little to learn from (LOG.md, 2026-11-27)."""
 Cell = tuple[str, str]
 """A network of NETWORKS and what it learns from; "": everything, for the full number of steps. All others have fewer.
 

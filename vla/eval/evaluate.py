@@ -83,8 +83,9 @@ class EvalConfig:
     naive: bool = False
     """with a delay: the policy is not told what is executed meanwhile"""
     decoding: Literal["actions", "waypoints", "joint", "one_by_one", "thinking"] = "actions"
-    """of a unified checkpoint: the actions alone; plan, future image and actions together; one after the other; or
-    thinking: a plan first where the actions alone are unsure"""
+    """of a unified checkpoint: the actions alone; on waypoints (it says where the robot will be, and what leads there);
+    plan, future image and actions together; one after the other; or thinking: a plan first where the actions alone are
+    unsure"""
     evaluations: int | None = None
     """network evaluations a chunk; none: as the checkpoint says"""
     rows: int = 8

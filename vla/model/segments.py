@@ -87,7 +87,7 @@ class Guide(nn.Module):
         self.summarise = _mixer((waypoints + 1) * width, width)
 
     def forward(self, state_BS: Tensor, waypoints_BKS: Tensor) -> tuple[Tensor, Tensor]:
-        """float (B, S) and (B, K, S), scaled -> (B, 1 + K, W), (B, W). Small ways are what counts: they are magnified."""
+        """float (B, S) and (B, K, S), scaled -> (B, 1 + K, W), (B, W). Small ways count: they are magnified."""
         at_BKS = torch.cat([state_BS.unsqueeze(1), waypoints_BKS], dim=1)
         way_BKS = MAGNIFIED * (at_BKS - state_BS.unsqueeze(1))
         tokens_BKW = self.token(torch.cat([at_BKS, way_BKS], dim=-1)) + self.place

@@ -79,9 +79,9 @@ class Policy:
     ) -> None:
         """`n_action_steps`: how many steps of a chunk to execute before the next observation (half of it by default).
         `sure_above`: > 0 executes a chunk for as long as it is that sure of all dimensions, 1 step to all of them.
-        `decoding`: of a unified model: the actions alone, which is fast; actions that lead where it says that the robot
-        will be; plan, future image and actions together; one segment after the other; or "thinking": the actions alone, and a plan first where one of the steps that are to
-        be executed is less sure than `think_below`.
+        `decoding`: of a unified model: the actions alone, which is fast; "waypoints": actions that lead where it says
+        that the robot will be; plan, future image and actions together; one segment after the other; or "thinking": the
+        actions alone, and a plan first where one of the steps that are to be executed is less sure than `think_below`.
         `rows`: every evaluation has exactly this many rows, padded; then results do not depend on the batch size.
         None: as many rows as observations (lowest latency).
         """
