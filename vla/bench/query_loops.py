@@ -22,15 +22,18 @@ DELAY = 4
 
 def closed_loop_rows(config: "QueriesConfig") -> list[Row]:
     """The same checkpoint, run in different ways on the same episodes."""
-    networks = config.networks
-    unified = networks.checkpoint("unified", 0)
-    plain = networks.evaluate(unified, "actions")
+
+    def run(name: str, **how: Any) -> Episodes:
+        return config.networks.evaluate(unified, name, len(config.repeated), **how)
+
+    unified = config.networks.checkpoint("unified", 0)
+    plain = run("actions")
     n = len(plain)
     rows = []
     success = sum(r.success for r in plain.values())
     rows.append(Row("unified_success", success / n, "success", n, wilson_interval(success, n)))
-    joint = networks.evaluate(unified, "joint", decoding="joint")
-    turns = networks.evaluate(unified, "one_by_one", decoding="one_by_one")
+    joint = run("joint", decoding="joint")
+    turns = run("one_by_one", decoding="one_by_one")
     paired = _paired(turns, joint)
     rows.append(
         Row(
@@ -44,7 +47,7 @@ def closed_loop_rows(config: "QueriesConfig") -> list[Row]:
             f"joint {_rate(joint):.1%}, one segment after the other {_rate(turns):.1%}; p = {paired.p_value:.2g}",
         )
     )
-    sure = networks.evaluate(unified, "sure", sure_above=SURE)
+    sure = run("sure", sure_above=SURE)
     calls, fewer = (np.mean([r.policy_calls for r in of.values()]) for of in (plain, sure))
     paired = _paired(plain, sure)
     saved = float(1 - fewer / calls)
@@ -60,8 +63,8 @@ def closed_loop_rows(config: "QueriesConfig") -> list[Row]:
             f"{fewer:.1f} chunks an episode instead of {calls:.1f}",
         )
     )
-    late = networks.evaluate(unified, f"delay_{DELAY}", delay=DELAY)
-    naive = networks.evaluate(unified, f"delay_{DELAY}_naive", delay=DELAY, naive=True)
+    late = run(f"delay_{DELAY}", delay=DELAY)
+    naive = run(f"delay_{DELAY}_naive", delay=DELAY, naive=True)
     paired = _paired(late, plain)
     rows.append(
         Row(

@@ -172,8 +172,8 @@ class Networks:
             threads=1,
         )
 
-    def evaluate(self, checkpoint: Path, name: str, **how: Any) -> dict[tuple[str, int], Any]:
-        """Run a checkpoint in closed loop: (task, seed) -> result."""
+    def evaluate(self, checkpoint: Path, name: str, times: int = 1, **how: Any) -> dict[tuple[str, int], Any]:
+        """Run a checkpoint in closed loop, in `times` as many scenes as usual: (task, seed) -> result."""
         from rich.console import Console
 
         from vla.eval.episodes import read_results
@@ -184,7 +184,7 @@ class Networks:
             EvalConfig(
                 policy=str(checkpoint),
                 suite="demo",
-                episodes=self.sizes.episodes,
+                episodes=times * self.sizes.episodes,
                 name=name,
                 out=out,
                 videos=0,
