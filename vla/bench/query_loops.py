@@ -122,7 +122,7 @@ def _acted(config: "QueriesConfig", name: str, kind: str) -> Episodes:
     """The episodes of all trainings of a network, acting alone (`every`: on waypoints); "task seed" for their tasks."""
     found: Episodes = {}
     for seed in config.repeated:
-        how = {"decoding": "waypoints"} if name == "every" else {}
+        how: dict[str, Any] = {"decoding": "waypoints"} if name == "every" else {}
         of = config.networks.evaluate(config.networks.checkpoint(name, seed, kind), f"{name}-{kind}-{seed}", **how)
         found |= {(f"{task} {seed}", episode): r for (task, episode), r in of.items()}
     return found
