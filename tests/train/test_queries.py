@@ -22,7 +22,7 @@ from vla.policy import Observation, Policy
 from vla.tokenizers import ImageTokenizer
 from vla.train.loop import train
 from vla.train.queries import Asking, written
-from vla.train.setup import build
+from vla.train.setup import build, fit_tokenizers
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +98,12 @@ def test_films_teach_what_is_seen_in_them_whatever_their_actions_are(unified):
         ours, theirs = session.losses(batch, step), session.losses(other, step)
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(ours[name], theirs[name]) for name in ours), step
+    broken = replace(session.cache, action=np.array(session.cache.action))
+    broken.action[: session.cache.episode_to[4]] = np.nan
+    fitted = fit_tokenizers(session.recipe, broken, np.arange(5))
+    assert fitted.action.to_dict() == session.tokenizers.action.to_dict()
+    with pytest.raises(ValueError, match="all 10 episodes are action_free: there are no actions to learn from"):
+        fit_tokenizers(session.recipe, broken, np.arange(10))
     rows = replace(session.rows(batch, slice(0, 8)), has_actions_B=torch.zeros(8, dtype=torch.bool))
     rows.pad_BH.fill_(True)
     asking = Asking(session.model, session.tokenizers, session.vocabulary, session.recipe)
