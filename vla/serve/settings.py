@@ -45,7 +45,8 @@ class ServeConfig:
     n_action_steps: int | None = None
     """told to clients: execute this many actions of a chunk before asking again; none: as the checkpoint says"""
     decoding: Literal["actions", "waypoints", "joint", "one_by_one", "thinking"] = "actions"
-    """of a unified checkpoint: see `vla eval`; committed actions (real-time chunking) need "actions\""""
+    """of a unified checkpoint: see `vla eval`; committed actions (real-time chunking) need "actions" or
+    "waypoints\""""
     device: str = "auto"
     """"cpu", "cuda", or "auto\""""
     threads: int = 0
