@@ -96,9 +96,9 @@ def low_data_rows(config: "QueriesConfig") -> list[Row]:
 
     Every question against actions alone, first where nothing else is there, then where the other nine tenths are there
     without their actions (pictures, words, plans and the robot's state): from these there is nothing to learn for who
-    learns actions alone. Every question includes that of what leads to waypoints, on which it acts where films taught it
-    these (a hundred scenes do not: LOG.md, 2026-11-27). `aid_with_video`: actions alone, and where the robot will be
-    (the recipe's `ahead`) learnt from the films as well.
+    learns actions alone. Every question includes that of what leads to waypoints, on which it acts where films taught
+    it these (a hundred scenes do not: LOG.md, 2026-11-27). `aid_with_video`: actions alone, and where the robot will
+    be (the recipe's `ahead`) learnt from the films as well.
     """
     found = {cell: _acted(config, *cell) for cell in LOW_DATA}
     alone = found["actions", "tenth"]
