@@ -85,7 +85,7 @@ SHOWN = {
         "plan_effective_ratio": "plans: positions evaluated that became words",
         "future_image_gain": "what learning future images adds to acting",
         "low_data_ratio": "100 demonstrations: success with all questions against actions alone",
-        "low_data_video_ratio": "the same, all questions having 900 more without their actions",
+        "low_data_video_ratio": "the same, all questions having 900 more without actions, and acting on waypoints",
         "limit_violations": "limits broken in 100,000 sampled chunks",
         "prefix_bit_exact": "committed actions that come back bit by bit",
     },

@@ -51,8 +51,13 @@ class Queries:
 
     @property
     def any(self) -> bool:
-        """Whether there is more than the policy to learn."""
+        """Whether other segments are asked for, or given, than the policy's."""
         return self.joint + self.share > 0
+
+    @property
+    def more(self) -> bool:
+        """Whether there is more than the policy to learn."""
+        return self.any or self.waypoints > 0
 
     def weights(self) -> dict[str, float]:
         """Of the queries without an instruction."""

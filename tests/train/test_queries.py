@@ -151,6 +151,17 @@ def test_waypoints_have_to_be_learnt():
         Policy.load("tabletop_unified", decoding="waypoints")
 
 
+def test_a_policy_that_knows_nothing_else_may_act_on_waypoints(tiny_dataset, tmp_path):
+    config = tiny_config(
+        tiny_dataset, tmp_path / "run", set=("ahead=1", "queries.waypoints=1", "queries.after=1"), steps=3
+    )
+    train(config)
+    policy = Policy.load(tmp_path / "run" / "checkpoints" / "last", decoding="waypoints")
+    assert not policy.model.config.unified
+    seen = Observation({"front": np.zeros((32, 32, 3), np.uint8)}, np.zeros(4, np.float32), "go")
+    assert np.isfinite(policy.act([seen], [(0, 0)])).all()
+
+
 @pytest.mark.parametrize(
     "how",
     [

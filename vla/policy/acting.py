@@ -101,7 +101,7 @@ class Policy:
         """What is still to do, of each observation of the last decision; empty where it was decided without a plan."""
         self._limits: TokenLimits | None = None
         self._graph: OneGraph | None = None
-        if decoding != "actions" and not model.config.unified:
+        if decoding not in ("actions", "waypoints") and not model.config.unified:
             raise ValueError(f"this checkpoint knows actions alone, so it cannot decode {decoding}: use 'actions'")
         if decoding == "waypoints" and model.guide is None:
             raise ValueError(

@@ -72,8 +72,8 @@ class Session:
         """The losses of one batch, "loss" the total. Masks and noise: a function of (seed, step, place in it)."""
         model = model or self.model
         key_B = randomness.fold(self.seed, step, processes.places(len(batch["actions"]))).to(self.device)
-        queries, actions = self.recipe.queries, torch.from_numpy(batch["actions"])
-        pad = torch.from_numpy(_unknown(batch))
+        queries = self.recipe.queries
+        actions, pad = torch.from_numpy(batch["actions"]), torch.from_numpy(_unknown(batch))
         with self.autocast():
             prefix = model.encode(*self.inputs(batch, key_B if model is self.model else None))
             ended = torch.from_numpy(batch["is_pad"])
@@ -81,16 +81,9 @@ class Session:
             if model.ahead is not None and model is self.model:
                 result["loss_ahead"] = self.ahead_loss(prefix, batch["ahead"])
                 result["loss"] = result["loss"] + self.recipe.ahead * result["loss_ahead"]
-            if queries.any and model is self.model and step >= queries.after:
+            if queries.more and model is self.model and step >= queries.after:
                 result["loss"] = queries.policy * result["loss"]
-                if queries.waypoints:
-                    known = (torch.from_numpy(batch[name]) for name in ("state", "ahead"))
-                    near = model.towards(*(self.tokenizers.state(x).to(self.device) for x in known))
-                    key_W = randomness.fold(key_B, randomness.stream_id("waypoints"))
-                    parts = objective(model, near, self.tokenizers, self.recipe, actions, pad, key_W, step, ended)
-                    result["loss"] = result["loss"] + queries.waypoints * parts.pop("loss")
-                    result |= {f"{part}/waypoints": loss for part, loss in parts.items()}
-                for name, weight, parts in self._asked(batch, prefix, key_B):
+                for name, weight, parts in self._asked(batch, prefix, key_B, step):
                     result["loss"] = result["loss"] + weight * parts.pop("loss")
                     result |= {f"{part}/{name}": loss for part, loss in parts.items()}
             return result
@@ -101,10 +94,14 @@ class Session:
         return (self.model.waypoints(prefix).float() - true_BKS).abs().mean()
 
     def _asked(
-        self, batch: dict[str, Any], prefix: Prefix, key_B: Tensor
+        self, batch: dict[str, Any], prefix: Prefix, key_B: Tensor, step: int
     ) -> Iterator[tuple[str, float, dict[str, Tensor]]]:
         """The further queries: (name, weight, its losses). `prefix`: of the policy, for the whole batch."""
         queries, size = self.recipe.queries, len(key_B)
+        if queries.waypoints:
+            yield "waypoints", queries.waypoints, self._towards(batch, key_B, step)
+        if not queries.any:
+            return
         whole = Asking(self.model, self.tokenizers, self.vocabulary, self.recipe)
         if queries.joint:
             n = max(1, round(queries.joint * size))
@@ -119,6 +116,14 @@ class Session:
             for name, weight in queries.weights().items():
                 if weight:
                     yield name, weight, whole.losses(seen, key_B[size - n :], QUERIES[name])
+
+    def _towards(self, batch: dict[str, Any], key_B: Tensor, step: int) -> dict[str, Tensor]:
+        """The losses of actions that lead to where the robot will be, given that and its state, and nothing else."""
+        known = (torch.from_numpy(batch[name]) for name in ("state", "ahead"))
+        prefix = self.model.towards(*(self.tokenizers.state(x).to(self.device) for x in known))
+        key_B = randomness.fold(key_B, randomness.stream_id("waypoints"))
+        actions, pad, ended = (torch.from_numpy(x) for x in (batch["actions"], _unknown(batch), batch["is_pad"]))
+        return objective(self.model, prefix, self.tokenizers, self.recipe, actions, pad, key_B, step, ended)
 
     def rows(self, batch: dict[str, Any], which: slice) -> Rows:
         """Some rows of a batch that has plans and futures, on the device."""

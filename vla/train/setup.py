@@ -199,7 +199,7 @@ def build(
     within, sharded = Within(model), False
     if processes.world() > 1:
         sharded = config.parallel == "fsdp"
-        within = shard(model, device) if sharded else replicate(model, device, recipe.queries.any)  # type: ignore
+        within = shard(model, device) if sharded else replicate(model, device, recipe.queries.more)  # type: ignore
         if sharded:
             shard(averaged, device)
     decay = [p for p in model.parameters() if p.ndim >= 2]
