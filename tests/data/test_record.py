@@ -227,7 +227,8 @@ def test_ctrl_c_ends_cleanly(dataset, tmp_path):
     process = start_slow_recording(out)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers as well
     output = process.communicate(timeout=30)[0]
-    assert process.returncode != 0 and output.count("Traceback") == 1  # the recorder's KeyboardInterrupt, no worker's
+    # The recorder's, wherever it was (its traceback may tell of an error that was being handled), and no worker's.
+    assert process.returncode != 0 and output.count("\nKeyboardInterrupt") == 1, output
     assert group_is_gone(process.pid)
     assert not (out / ".partial").exists()
     assert len(read_tables(out).action) > 0
