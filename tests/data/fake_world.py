@@ -23,6 +23,7 @@ class Squares:
     fps = 10
     action_names = ("dx", "dy", "gripper")
     state_names = ("x", "y")
+    _max_episode_steps = 20
 
     def __init__(self, task="reach", image_size=32, cameras=("front",), speaks=True):
         self.speaks = speaks
@@ -53,7 +54,7 @@ class Squares:
         self.steps += 1
         self.held = self.held + 1 if self.near() and not self.hopeless else 0
         done = self.held >= 2
-        return self.observe(), float(done), done, self.steps >= 20, self.info()
+        return self.observe(), float(done), done, self.steps >= self._max_episode_steps, self.info()
 
     def near(self):
         return np.abs(self.hand - self.block).max() < 0.06

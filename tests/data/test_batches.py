@@ -2,6 +2,7 @@
 """Batches are functions of (seed, step), and an epoch is every sample once."""
 
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from vla.data.batches import Batches, measure_gather_fps, split_episodes
 
 def same(a, b):
     for name in a:
-        if name == "images":
+        if isinstance(a[name], dict):
             for camera in a[name]:
                 np.testing.assert_array_equal(a[name][camera], b[name][camera])
         else:
@@ -22,20 +23,56 @@ def test_contents(cache):
     batch = Batches(cache, horizon=8, batch_size=5, seed=0).batch(2)
     shapes = {name: (value.shape, value.dtype) for name, value in batch.items() if name != "images"}
     assert shapes == {
-        "state": ((5, 2), np.float32),
+        "state": ((5, 1, 2), np.float32),
+        "past": ((5, 0, 3), np.float32),
+        "past_known": ((5, 0), bool),
         "actions": ((5, 8, 3), np.float32),
+        "executed": ((5, 8, 3), np.float32),
         "is_pad": ((5, 8), bool),
+        "has_labels": ((5,), bool),
+        "has_actions": ((5,), bool),
         "task_index": ((5,), np.int64),
         "sample": ((5,), np.int64),
     }
     for b, row in enumerate(batch["sample"]):
-        np.testing.assert_array_equal(batch["images"]["front"][b], cache.frames["front"][row])
-        np.testing.assert_array_equal(batch["state"][b], cache.state[row])
+        np.testing.assert_array_equal(batch["images"]["front"][b, 0], cache.frames["front"][row])
+        np.testing.assert_array_equal(batch["state"][b, 0], cache.state[row])
         end = cache.episode_to[cache.episode_index[row]]
         for h in range(8):
             np.testing.assert_array_equal(batch["actions"][b, h], cache.action[min(row + h, end - 1)])
+            np.testing.assert_array_equal(batch["executed"][b, h], cache.executed[min(row + h, end - 1)])
             assert batch["is_pad"][b, h] == (row + h >= end)
+    assert batch["has_labels"].all() and batch["has_actions"].all()
+    assert batch["images"]["front"].shape == (5, 1, 32, 32, 3)
     assert batch["images"]["front"].dtype == np.uint8 and batch["images"]["front"].flags.writeable
+
+
+@pytest.mark.parametrize("moments", [2, 4])
+def test_moments_and_what_was_executed_between_them(cache, moments):
+    plain = Batches(cache, 4, 64, 3).batch(1)
+    batch = Batches(cache, 4, 64, 3, moments=moments).batch(1)
+    for name in plain.keys() - {"images", "state", "past", "past_known"}:
+        np.testing.assert_array_equal(plain[name], batch[name])
+    np.testing.assert_array_equal(plain["images"]["front"][:, 0], batch["images"]["front"][:, -1])
+    assert batch["past"].shape == (64, moments - 1, 3) and batch["past"].dtype == np.float32
+    repeated = 0
+    for b, row in enumerate(batch["sample"]):
+        first = cache.episode_from[cache.episode_index[row]]
+        for m in range(moments):
+            at = row - (moments - 1 - m)
+            np.testing.assert_array_equal(batch["images"]["front"][b, m], cache.frames["front"][max(at, first)])
+            np.testing.assert_array_equal(batch["state"][b, m], cache.state[max(at, first)])
+            if m < moments - 1:
+                assert batch["past_known"][b, m] == (at >= first)
+                np.testing.assert_array_equal(batch["past"][b, m], cache.executed[at] if at >= first else 0)
+                repeated += at < first
+    assert repeated > 0 and (batch["past"] != 0).any()
+    # The state is where these actions led: what is known explains the next moment.
+    moved = np.diff(batch["state"], axis=1) / 0.1
+    known = batch["past_known"]
+    np.testing.assert_allclose(moved[known], batch["past"][known][:, :2], atol=1e-5)
+    with pytest.raises(ValueError, match="moments >= 1"):
+        Batches(cache, 4, 64, 3, moments=0)
 
 
 def test_plans_future_and_goals(cache):
@@ -44,20 +81,29 @@ def test_plans_future_and_goals(cache):
     for step in (0, 5, 2, 5):
         batch, ids = more.batch(step), plain.sample_ids(step)
         same(plain.batch(step), batch)  # whatever is asked for as well, nothing else changes
-        extra = {"plan_index", "future", "goal", "goal_steps", "future_state", "goal_state"}
-        assert batch.keys() - plain.batch(step).keys() == extra
+        assert batch.keys() - plain.batch(step).keys() == {"plan_index", "future", "goal", "goal_steps", "last"}
         np.testing.assert_array_equal(batch["plan_index"], cache.plan_index[ids])
         left = cache.episode_to[cache.episode_index[ids]] - 1 - ids
         assert batch["goal_steps"].dtype == np.int64
         assert (batch["goal_steps"] <= left).all() and ((batch["goal_steps"] > 0) == (left > 0)).all()
         for b, row in enumerate(ids):
-            later = row + min(4, left[b]), row + batch["goal_steps"][b]
-            for name, frame in zip(("future", "goal"), later, strict=True):
+            later = row + min(4, left[b]), row + batch["goal_steps"][b], row + left[b]
+            for name, frame in zip(("future", "goal", "last"), later, strict=True):
                 np.testing.assert_array_equal(batch[name]["front"][b], cache.frames["front"][frame])
-                np.testing.assert_array_equal(batch[f"{name}_state"][b], cache.state[frame])
         steps.append(batch["goal_steps"])
     np.testing.assert_array_equal(steps[1], steps[3])
     assert (steps[0] != steps[1]).any()
+
+
+def test_waypoints_are_states_to_come(cache):
+    batch = Batches(cache, 4, 64, 3, waypoints=(2, 5)).batch(1)
+    same(Batches(cache, 4, 64, 3).batch(1), batch)
+    ids = batch["sample"]
+    last = cache.episode_to[cache.episode_index[ids]] - 1
+    for k, later in enumerate((2, 5)):
+        np.testing.assert_array_equal(batch["waypoints"][:, k], cache.state[np.minimum(ids + later, last)])
+    with pytest.raises(ValueError, match="waypoints one or more steps later"):
+        Batches(cache, 4, 64, 3, waypoints=(0, 2))
 
 
 def test_goals_are_uniform_over_the_rest_of_the_episode(cache):
@@ -72,13 +118,19 @@ def test_goals_are_uniform_over_the_rest_of_the_episode(cache):
     assert (np.abs(counts[1:] - expected) < 5 * np.sqrt(expected)).all()
 
 
-def test_episodes_without_actions_are_marked(cache):
-    batch = Batches(cache, 4, 64, 3, action_free=np.array([1, 4])).batch(2)
-    told = Batches(cache, 4, 64, 3).batch(2)
-    known_B = ~np.isin(cache.episode_index[batch["sample"]], [1, 4])
-    same(told | {"actions": np.where(known_B[:, None, None], told["actions"], 0)}, batch)
-    np.testing.assert_array_equal(batch["has_actions"], known_B)
-    assert 0 < batch["has_actions"].sum() < 64
+def test_episodes_without_actions_or_labels_are_marked(cache):
+    dynamics = np.isin(np.arange(len(cache.episode_from)), [2, 4])
+    marked = replace(cache, dynamics_only=dynamics)
+    batch = Batches(marked, 4, 64, 3, action_free=np.array([1, 4]), moments=3).batch(2)
+    told = Batches(cache, 4, 64, 3, moments=3).batch(2)
+    episode_B = cache.episode_index[batch["sample"]]
+    known_B = ~np.isin(episode_B, [1, 4])
+    zeroed = {n: np.where(known_B[:, None, None], told[n], 0) for n in ("actions", "executed", "past")}
+    changed = zeroed | {"past_known": told["past_known"] & known_B[:, None]}
+    same(told | changed | {"has_actions": known_B, "has_labels": ~np.isin(episode_B, [1, 2, 4])}, batch)
+    assert 0 < batch["has_labels"].sum() < batch["has_actions"].sum() < 64
+    only_dynamics = episode_B == 2
+    assert only_dynamics.any() and (batch["executed"][only_dynamics] != 0).any() and told["has_labels"].all()
     with pytest.raises(ValueError, match=r"action_free episodes in 0\.\.\d+, got \[99\]"):
         Batches(cache, 4, 64, 3, action_free=np.array([99]))
 

@@ -3,6 +3,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import av
@@ -36,7 +37,9 @@ def test_frames_are_those_of_the_videos(dataset, cache):
     assert isinstance(cache.frames["front"], np.memmap) and not cache.frames["front"].flags.writeable
     assert cache.state.dtype == cache.action.dtype == np.float32
     assert cache.action_names == ("dx", "dy", "gripper") and cache.fps == 10
-    assert set(cache.meta["episodes"]) == {"task_template", "seed", "noise", "success"}
+    assert set(cache.meta["episodes"]) == {"task_template", "seed", "noise", "success", "dynamics_only"}
+    assert cache.executed.dtype == np.float32 and cache.executed.shape == cache.action.shape
+    assert (cache.executed != cache.action).any() and not cache.dynamics_only.any()
     for episode, (first, last) in enumerate(zip(cache.episode_from, cache.episode_to, strict=True)):
         assert set(cache.episode_index[first:last]) == {episode}
         np.testing.assert_array_equal(cache.frame_index[first:last], np.arange(last - first))
@@ -84,6 +87,29 @@ def test_several_cameras(tmp_path):
     assert np.median(cache.frames["wrist"]) == pytest.approx(60, abs=3)
 
 
+def test_which_episodes_are_no_demonstrations(copy):
+    """A column says so; of a recording of ours that has none, failures are not; somebody else's success is not ours."""
+    path = sorted((copy / "meta/episodes").rglob("*.parquet"))[0]
+    table = pq.read_table(path)
+    n = len(table)
+    marks, success = [i == 1 for i in range(n)], [i != 2 for i in range(n)]
+    change_parquet(path, dynamics_only=marks, success=success)
+    assert np.flatnonzero(open_copy(copy).dynamics_only).tolist() == [1, 2]
+    paths = sorted((copy / "meta/episodes").rglob("*.parquet"))
+    for one in paths:
+        pq.write_table(pq.read_table(one).drop_columns(["dynamics_only"]), one)
+    assert np.flatnonzero(open_copy(copy).dynamics_only).tolist() == [2]
+    for one in paths:
+        pq.write_table(pq.read_table(one).drop_columns(["task_template"]), one)
+    assert not open_copy(copy).dynamics_only.any()
+
+
+def test_one_action_is_both(cache):
+    """Of a dataset without executed actions, and of a cache that is made by hand."""
+    by_hand = replace(cache, executed=np.zeros((0, 0), np.float32), dynamics_only=np.zeros(0, bool))
+    assert by_hand.executed is by_hand.action and by_hand.dynamics_only.tolist() == [False] * len(cache.episode_from)
+
+
 def test_default_folder(monkeypatch, tmp_path):
     monkeypatch.setenv("VLA_CACHE", str(tmp_path))
     assert default_cache_dir() == tmp_path
@@ -98,11 +124,18 @@ def change_parquet(path: Path, **columns):
     pq.write_table(table, path)
 
 
-def break_action(root):
+def break_numbers(root, name="action"):
     path = root / "data/chunk-000/file-000.parquet"
-    values = np.array(pq.read_table(path)["action"].to_pylist())
+    values = np.array(pq.read_table(path)[name].to_pylist())
     values[4, 1] = np.nan
-    change_parquet(path, action=values.tolist())
+    change_parquet(path, **{name: values.tolist()})
+
+
+def cut_executed(root):
+    """An executed action of other dimensions than the label."""
+    for path in sorted((root / "data").rglob("*.parquet")):
+        values = np.array(pq.read_table(path)["executed_action"].to_pylist())
+        change_parquet(path, executed_action=values[:, :2].tolist())
 
 
 def lose_frames(root):
@@ -143,7 +176,12 @@ def old_version(root):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (break_action, r"'action' has nan in dimension 'dy', episode 0 of .*, frame 4"),
+        (break_numbers, r"'action' has nan in dimension 'dy', episode 0 of .*, frame 4"),
+        (
+            lambda root: break_numbers(root, "executed_action"),
+            r"'executed_action' has nan in dimension 'dy', episode 0",
+        ),
+        (cut_executed, r"'executed_action' .* the 3 dimensions of 'action', got 2"),
         (lose_frames, r"'timestamp' .* steps of 1/10 s.*frame 3 of episode 0 is at 0\.360 s: resample"),
         (cut_footer, r"cannot read '.*file-001\.parquet'.*fetch it again"),
         (blank_tasks, "no language"),

@@ -53,7 +53,7 @@ def test_plans_of_the_tabletop(task, first, last):
     from vla.envs import make_env
 
     env = make_env("tabletop_state")
-    trajectory = simulate(env, EpisodePlan(0, task, 1_000_003, 0.0), "clean")
+    trajectory = simulate(env, EpisodePlan(0, task, 1_000_003, 0.0))
     goal, episode = env.episode.goal, env.episode
     env.close()
     assert trajectory.success and len(trajectory.subtasks) == len(trajectory.action)
@@ -72,7 +72,7 @@ def test_what_is_read_is_what_was_said(dataset):
     assert tables.plan_index.min() >= 0 and "" in tables.plans and "hold still" in tables.subtasks
     for episode in (e for e, noise in enumerate(tables.extra["noise"]) if noise == 0):
         task, seed = (tables.extra[name][episode] for name in ("task_template", "seed"))
-        again = simulate(Squares(), EpisodePlan(0, task, seed, 0.0), "clean")
+        again = simulate(Squares(), EpisodePlan(0, task, seed, 0.0))
         frames = range(tables.episode_from[episode], tables.episode_to[episode])
         assert [said(tables, f) for f in frames] == list(zip(plan_texts(again.subtasks), again.subtasks, strict=True))
 

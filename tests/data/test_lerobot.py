@@ -9,13 +9,16 @@ from vla.data.cache import open_cache
 
 
 def test_stock_lerobot_opens_a_recording(lerobot_dataset, dataset, cache):
-    chunk = {"action": [i / 10 for i in range(-1, 4)], "observation.images.front": [-0.1, 0.0]}
+    times = [i / 10 for i in range(-1, 4)]
+    chunk = {"action": times, "executed_action": times, "observation.images.front": [-0.1, 0.0]}
     stock = lerobot_dataset(
         "local/squares", root=dataset, video_backend="pyav", return_uint8=True, delta_timestamps=chunk
     )
     assert len(stock) == len(cache) and stock.meta.total_episodes == len(cache.episode_from)
     assert stock.meta.tasks.index.tolist() == cache.tasks
-    assert stock.meta.stats["action"]["q99"].shape == (3,)
+    assert stock.meta.stats["action"]["q99"].shape == stock.meta.stats["executed_action"]["q99"].shape == (3,)
+    np.testing.assert_allclose(stock.meta.stats["executed_action"]["max"], cache.executed.max(0))
+    assert stock.meta.episodes["dynamics_only"][:] == cache.dynamics_only.tolist()
     assert stock.meta.episodes["seed"][:] == cache.meta["episodes"]["seed"]
     assert stock.features["action"]["names"] == list(cache.action_names)
     for episode in range(0, len(cache.episode_from), 3):
@@ -26,6 +29,7 @@ def test_stock_lerobot_opens_a_recording(lerobot_dataset, dataset, cache):
             rows = np.arange(row - 1, row + 4)
             inside = np.clip(rows, first, last)
             np.testing.assert_array_equal(item["action"].numpy(), cache.action[inside])
+            np.testing.assert_array_equal(item["executed_action"].numpy(), cache.executed[inside])
             np.testing.assert_array_equal(item["action_is_pad"].numpy(), rows != inside)
             np.testing.assert_array_equal(item["observation.state"].numpy(), cache.state[row])
             pictures = item["observation.images.front"].permute(0, 2, 3, 1).numpy()

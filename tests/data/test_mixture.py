@@ -16,7 +16,7 @@ from vla.data.mixture import join
 def other(cache):
     """Another dataset, of the first three episodes, with one sentence more and one less."""
     n, episodes = int(cache.episode_to[2]), 3
-    rows = ("state", "action", "timestamp", "frame_index", "episode_index")
+    rows = ("state", "action", "executed", "timestamp", "frame_index", "episode_index")
     frames = {camera: 255 - np.asarray(pictures[:n]) for camera, pictures in cache.frames.items()}
     return replace(
         cache,
@@ -30,6 +30,7 @@ def other(cache):
         subtasks=[],
         episode_from=cache.episode_from[:episodes],
         episode_to=cache.episode_to[:episodes],
+        dynamics_only=np.array([False, True, False]),
         meta={"root": "other"},
     )
 
@@ -46,10 +47,12 @@ def test_every_frame_is_where_it_belongs(cache, other):
         np.testing.assert_array_equal(pictures[int(frame)], row)
         assert both.tasks[both.task_index[frame]] == source.tasks[source.task_index[place]]
         assert said(both, frame) == said(source, place)
+        np.testing.assert_array_equal(both.executed[frame], source.executed[place])
         episode = both.episode_index[frame]
         assert both.episode_from[episode] <= frame < both.episode_to[episode]
     np.testing.assert_array_equal(pictures[n - 2 : n + 2], pictures.take(np.arange(n - 2, n + 2)))
     assert [said(both, n + i) for i in range(3)] == [("a plan of its own", ""), (cache.plans[2] or "-", ""), ("", "")]
+    assert np.flatnonzero(both.dynamics_only).tolist() == [len(cache.episode_from) + 1]
     assert both.plans == [*cache.plans, "a plan of its own"] and both.subtasks == cache.subtasks
 
 

@@ -44,7 +44,7 @@ def test_stock_lerobot_the_cache_and_batches_open_it(lerobot_dataset, blind_data
         np.testing.assert_array_equal(item["observation.state"].numpy(), cache.state[row])
         assert item["task"] == cache.tasks[cache.task_index[row]]
     batch = Batches(cache, horizon=8, batch_size=16, seed=0).batch(3)
-    assert batch["images"] == {} and batch["state"].shape == (16, 29) and batch["actions"].shape == (16, 8, 4)
+    assert batch["images"] == {} and batch["state"].shape == (16, 1, 29) and batch["actions"].shape == (16, 8, 4)
 
 
 def test_resuming_gives_the_same_files(blind_dataset, tmp_path):

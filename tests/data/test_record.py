@@ -36,11 +36,12 @@ def test_dataset_is_complete_and_failures_are_left_out(dataset):
     tables = read_tables(dataset)
     record = json.loads((dataset / "meta/recording.json").read_text())
     counts = record["counts"]
-    assert counts["reach"] == {"attempted": 11, "succeeded": 11, "recorded": 11}
+    assert counts["reach"] == {"attempted": 11, "succeeded": 11, "recorded": 11, "played": 0}
     assert counts["touch"]["attempted"] == 11 and 4 < counts["touch"]["recorded"] < 11
     assert counts["touch"]["recorded"] == counts["touch"]["succeeded"]
     assert len(tables.episode_from) == 11 + counts["touch"]["recorded"]
     assert tables.extra["success"] == [True] * len(tables.episode_from)
+    assert tables.extra["dynamics_only"] == [False] * len(tables.episode_from) and not tables.dynamics_only.any()
     for episode, (seed, task) in enumerate(zip(tables.extra["seed"], tables.extra["task_template"], strict=True)):
         first = tables.episode_from[episode]
         env = Squares()
@@ -51,26 +52,138 @@ def test_dataset_is_complete_and_failures_are_left_out(dataset):
 
 
 def test_label_is_the_clean_action_and_noise_is_executed():
-    plan_ = EpisodePlan(0, "reach", 1_000_005, 0.3)
-    clean, executed = (simulate(Squares(), plan_, label) for label in ("clean", "executed"))
-    np.testing.assert_array_equal(clean.state, executed.state)
-    moved = np.diff(clean.state, axis=0) / 0.1
-    np.testing.assert_allclose(moved, executed.action[:-1, :2], atol=1e-5)
-    assert np.abs(moved - clean.action[:-1, :2]).max() > 0.1
-    np.testing.assert_array_equal(clean.action[:, 2], executed.action[:, 2])  # the gripper is spared
-    assert np.abs(executed.action).max() <= 1
-    assert len({image.tobytes() for image in clean.images["front"]}) > 3  # not one array, drawn over
+    played = simulate(Squares(), EpisodePlan(0, "reach", 1_000_005, 0.3))
+    moved = np.diff(played.state, axis=0) / 0.1
+    np.testing.assert_allclose(moved, played.executed[:-1, :2], atol=1e-5)
+    assert np.abs(moved - played.action[:-1, :2]).max() > 0.1
+    np.testing.assert_array_equal(played.action[:, 2], played.executed[:, 2])  # the gripper is spared
+    assert np.abs(played.executed).max() <= 1
+    assert len({image.tobytes() for image in played.images["front"]}) > 3  # not one array, drawn over
+    calm = simulate(Squares(), EpisodePlan(0, "reach", 1_000_005, 0.0))
+    np.testing.assert_array_equal(calm.action, calm.executed)
 
 
 def test_noise_may_last():
-    plan_ = EpisodePlan(0, "fail", 1_000_005, 0.05)  # twenty steps
-    clean, executed = (simulate(Squares(), plan_, label, 3).action[:, :2] for label in ("clean", "executed"))
-    inside = (np.abs(executed) < 1).all(1)
-    push = np.round(executed - clean, 5)
+    played = simulate(Squares(), EpisodePlan(0, "fail", 1_000_005, 0.05), 3)  # twenty steps
+    inside = (np.abs(played.executed[:, :2]) < 1).all(1)
+    push = np.round(played.executed - played.action, 5)[:, :2]
     for first in range(0, len(push), 3):
         held = push[first : first + 3][inside[first : first + 3]]
         assert len(np.unique(held, axis=0)) <= 1
     assert len(np.unique(push[inside], axis=0)) > 3
+
+
+class Patient(Squares):
+    """An episode of it is as long as one wants."""
+
+    _max_episode_steps = 4000
+
+
+def spells(executed_TA: np.ndarray) -> np.ndarray:
+    """How long each action was held."""
+    changes = np.flatnonzero((np.diff(executed_TA, axis=0) != 0).any(1)) + 1
+    return np.diff([0, *changes, len(executed_TA)])
+
+
+def test_bursts_are_random_actions_for_a_while_and_labels_stay_the_experts():
+    plan_ = EpisodePlan(0, "fail", 1_000_005, 0.0)
+    played, again = (simulate(Patient(), plan_, bursts=0.05) for _ in range(2))
+    for name in ("state", "action", "executed"):
+        np.testing.assert_array_equal(getattr(played, name), getattr(again, name))
+    world = Patient()
+    world.reset(seed=plan_.seed, options={"task": "fail"})
+    for label, executed in zip(played.action, played.executed, strict=True):
+        np.testing.assert_array_equal(label, world.expert_action())  # of the state that the burst led to
+        world.step(executed)
+    np.testing.assert_array_equal(played.action[:, 2], played.executed[:, 2])
+    wild = (played.action != played.executed).any(1)
+    # A step in a burst: 5 steps of it for every 20 outside.
+    assert 0.15 < wild.mean() < 0.25
+    assert np.abs(played.executed[wild, :2].mean()) < 0.1 and 0.5 < played.executed[wild, :2].std() < 0.65
+    edges = np.flatnonzero(np.diff(np.r_[0, wild.astype(int), 0])).reshape(-1, 2)
+    alone = [played.executed[a:b, :2] for a, b in edges if b - a <= 8]
+    assert min(map(len, alone)) == 2 and max(map(len, alone)) == 8
+    held = np.mean([len(np.unique(burst, axis=0)) == 1 for burst in alone])
+    assert 0.35 < held < 0.65 and len(alone) > 60
+    calm = simulate(Patient(), EpisodePlan(0, "reach", 1_000_005, 0.2))
+    both = simulate(Patient(), EpisodePlan(0, "reach", 1_000_005, 0.2), bursts=1e-9)
+    np.testing.assert_array_equal(calm.executed, both.executed)  # the noise is what it was
+
+
+def test_play_is_random_and_holds_its_actions():
+    played = simulate(Patient(), EpisodePlan(0, "fail", 1_000_005, 0.0, playful=True))
+    assert len(played.action) == 2000  # half of the steps that are allowed
+    np.testing.assert_array_equal(played.action, played.executed)
+    assert set(spells(played.executed)) == set(range(2, 9))
+    assert set(np.unique(played.executed[:, 2])) == {-1, 1} and played.executed[0, 2] in (-1, 1)
+    opened = np.abs(np.diff(played.executed[:, 2])).astype(bool).sum() / len(spells(played.executed))
+    assert 0.09 < opened < 0.21  # 0.3 of the draws, half of which say what is so already
+    assert 0.5 < played.executed[:, :2].std() < 0.65
+    other = simulate(Patient(), EpisodePlan(0, "fail", 1_000_006, 0.0, playful=True))
+    assert (other.executed[0] != played.executed[0]).any()
+
+
+def test_playful_episodes_are_spread_evenly():
+    tasks = ("a", "b", "c")
+    for share in (0.0, 0.1, 0.25, 1 / 3, 0.9, 1.0):
+        config = RecordConfig(noise=(0.0, 0.2), playful=share)
+        plans = [plan(config, tasks, i) for i in range(600)]
+        for task in tasks:
+            of = np.array([p.playful for p in plans if p.task == task])
+            assert abs(np.cumsum(of) - share * np.arange(1, 201)).max() <= 1
+            noises = [p.noise for p in plans if p.task == task and not p.playful]
+            assert abs(noises.count(0.0) - noises.count(0.2)) <= 1
+        assert all(p.noise == 0 for p in plans if p.playful)
+
+
+def test_what_was_executed_is_a_feature_of_its_own(dataset, tmp_path):
+    tables = read_tables(dataset)
+    assert tables.info["features"]["executed_action"] == tables.info["features"]["action"]
+    noise = np.array(tables.extra["noise"])[tables.episode_index]
+    moved = np.diff(tables.state, axis=0) / 0.1
+    same = np.diff(tables.episode_index) == 0
+    np.testing.assert_allclose(moved[same], tables.executed[:-1, :2][same], atol=1e-5)
+    np.testing.assert_array_equal(tables.action[noise == 0], tables.executed[noise == 0])
+    assert (tables.action != tables.executed)[noise > 0].any(1).mean() > 0.9
+    stats = json.loads((dataset / "meta/stats.json").read_text())
+    np.testing.assert_allclose(stats["executed_action"]["std"], tables.executed.astype(float).std(0))
+    assert stats["executed_action"] != stats["action"]
+
+    run(tmp_path / "a", noise=(0.0,), episodes=4, workers=1)
+    tables = read_tables(tmp_path / "a")
+    assert "executed_action" not in tables.info["features"] and tables.executed is tables.action
+    assert "executed_action" not in json.loads((tmp_path / "a/meta/stats.json").read_text())
+    for name, change in (("b", {"bursts": 0.1}), ("c", {"playful": 0.2})):
+        run(tmp_path / name, noise=(0.0,), episodes=4, workers=1, **change)
+        assert "executed_action" in read_tables(tmp_path / name).info["features"]
+
+
+def test_playful_episodes_are_kept_marked_and_no_failures_of_the_expert(tmp_path):
+    summary = run(tmp_path / "a", playful=0.5, suite="fail", episodes=8, workers=1)
+    assert summary["episodes"] == 4 and summary["success_rate"] == 0
+    assert summary["tasks"] == {"fail": {"attempted": 4, "succeeded": 0, "recorded": 4, "played": 4}}
+    tables = read_tables(tmp_path / "a")
+    assert tables.extra["dynamics_only"] == [True] * 4 and tables.dynamics_only.all()
+    assert set(tables.plan_index) == {-1}  # nothing is said: nobody follows the expert's plan
+    assert (tables.episode_to - tables.episode_from == 10).all()
+    np.testing.assert_array_equal(tables.action, tables.executed)
+    alone = run(tmp_path / "b", playful=1.0, episodes=2, workers=1)
+    assert alone["attempted"] == 0 and alone["success_rate"] == 0 and alone["episodes"] == 2
+
+    mixed = {"playful": 0.25, "bursts": 0.1, "noise_steps": 2, "shard_episodes": 5, "episodes": 22}
+    run(tmp_path / "c", keep_failures=True, **mixed)
+    tables = read_tables(tmp_path / "c")
+    marked = np.array(tables.extra["dynamics_only"])
+    played = [plan(RecordConfig(playful=0.25), ("reach", "touch"), i).playful for i in range(22)]
+    np.testing.assert_array_equal(marked, np.array(played) | ~np.array(tables.extra["success"]))
+    assert sum(played) == 5 < marked.sum() and not marked.all()
+    # The worker's number does not matter, nor an end in between.
+    run(tmp_path / "d", keep_failures=True, workers=1, **mixed | {"episodes": 5})
+    record = json.loads((tmp_path / "d/meta/recording.json").read_text())
+    record["config"]["episodes"] = 22
+    (tmp_path / "d/meta/recording.json").write_text(json.dumps(record))
+    run(tmp_path / "d", keep_failures=True, resume=True, **mixed)
+    assert tree(tmp_path / "d") == tree(tmp_path / "c")
 
 
 def test_workers_do_not_change_the_files(dataset, tmp_path):
@@ -94,7 +207,8 @@ def test_statistics_are_those_of_all_frames(dataset):
 def test_failures_can_be_kept(tmp_path):
     summary = run(tmp_path / "a", suite="fail", keep_failures=True, episodes=3, workers=1)
     assert summary["episodes"] == 3 and summary["success_rate"] == 0
-    assert read_tables(tmp_path / "a").extra["success"] == [False] * 3
+    tables = read_tables(tmp_path / "a")
+    assert tables.extra["success"] == [False] * 3 and tables.dynamics_only.all()
     with pytest.raises(ValueError, match="failed in all 3"):
         run(tmp_path / "b", suite="fail", episodes=3, workers=1)
 
@@ -125,6 +239,8 @@ def test_broken_numbers_name_the_episode(tmp_path):
         ({"seed": 7}, "belong to evaluation"),
         ({"noise": ()}, "noise"),
         ({"noise_steps": 0}, "noise_steps >= 1"),
+        ({"bursts": 1.5}, r"bursts in 0\.\.1"),
+        ({"playful": -0.1}, r"playful in 0\.\.1"),
         ({"cameras": ()}, "cameras"),
         ({"resume": True, "overwrite": True}, "one of them"),
     ],
@@ -141,6 +257,8 @@ def test_existing_folders(dataset, tmp_path):
         run(dataset, resume=True, plans=False)
     with pytest.raises(ValueError, match=r"--resume.*--overwrite"):
         run(dataset)
+    with pytest.raises(ValueError, match=r"bursts=0\.0 then, 0\.1 now"):
+        run(dataset, resume=True, bursts=0.1)
     with pytest.raises(ValueError, match="seed=1000000 then, 1000001 now"):
         run(dataset, resume=True, seed=1_000_001)
     (tmp_path / "thesis").mkdir()

@@ -68,12 +68,12 @@ def chosen_episodes(text: str, n: int) -> np.ndarray:
 class Batches:
     """Samples are frames with the chunk of actions that begins there.
 
-    `horizon`: actions in a chunk. `episodes`: which to draw from; None: all. `weights`: of the datasets that were
-    joined, which share of the samples comes from each; none: as many as it has frames. `plans`, `future`: what else a
+    `horizon`: actions in a chunk. `moments`: how many moments are seen, one step apart, the present one included.
+    `episodes`: which to draw from; None: all. `weights`: of the datasets that were joined, which share of the samples
+    comes from each; none: as many as it has frames. `plans`, `future`, `waypoints` (K numbers of steps): what else a
     batch has, see `batch`; what they add draws from random streams of their own, and the rest stays what it was.
-    `ahead`: K numbers of steps, see `batch`.
     `part`: (r, n), only the rows r, r + n, r + 2 n, ... of each batch, for n processes that share it.
-    `action_free`: episodes, int64, whose actions are not to be trusted (a person's video), marked in "has_actions".
+    `action_free`: episodes, int64, whose actions are not to be trusted (a person's video).
     Attributes: samples (global frame ids), steps_per_epoch. ValueError for numbers < 1, no episodes, episodes that do
     not exist, or weights that cannot be.
     """
@@ -89,11 +89,16 @@ class Batches:
         plans: bool = False,
         future: bool = False,
         action_free: np.ndarray | None = None,
-        ahead: tuple[int, ...] = (),
         part: tuple[int, int] = (0, 1),
+        moments: int = 1,
+        waypoints: tuple[int, ...] = (),
     ) -> None:
-        if horizon < 1 or batch_size < 1:
-            raise ValueError(f"expected horizon >= 1 and batch_size >= 1, got {horizon} and {batch_size}")
+        if horizon < 1 or batch_size < 1 or moments < 1:
+            raise ValueError(
+                f"expected horizon >= 1, batch_size >= 1 and moments >= 1, got {horizon}, {batch_size} and {moments}"
+            )
+        if not all(later >= 1 for later in waypoints):
+            raise ValueError(f"expected waypoints one or more steps later, got {waypoints}")
         chosen = np.arange(len(cache.episode_from)) if episodes is None else np.asarray(episodes)
         if not len(chosen) or chosen.min() < 0 or chosen.max() >= len(cache.episode_from):
             raise ValueError(
@@ -102,9 +107,11 @@ class Batches:
         self.cache, self.horizon, self.batch_size, self.seed = cache, horizon, batch_size, seed
         if batch_size % part[1]:
             raise ValueError(f"expected a batch size that {part[1]} processes can share, got {batch_size}")
-        self.plans, self.future, self.ahead = plans, future, ahead
+        self.plans, self.future, self.moments, self.waypoints = plans, future, moments, tuple(waypoints)
         self._part = slice(part[0], None, part[1])
-        self._trusted = None if action_free is None else _trusted(len(cache.episode_from), np.asarray(action_free))
+        free = np.zeros(0, np.int64) if action_free is None else np.asarray(action_free)
+        self._trusted = _trusted(len(cache.episode_from), free)
+        self._labelled = self._trusted & ~cache.dynamics_only
         self.samples = np.concatenate([np.arange(cache.episode_from[e], cache.episode_to[e]) for e in chosen])
         self.steps_per_epoch = len(self.samples) / batch_size
         self._streams, self._until = self._shares(weights)
@@ -114,7 +121,7 @@ class Batches:
             for camera, frames in cache.frames.items()
         }
         self._last_frame = cache.episode_to - 1
-        self._chunk = np.arange(horizon)
+        self._chunk, self._back = np.arange(horizon), np.arange(1 - moments, 1)
         self._orders: list[dict[int, np.ndarray]] = [{} for _ in self._streams]
 
     def _shares(self, weights: Sequence[float]) -> tuple[list[np.ndarray], np.ndarray]:
@@ -165,50 +172,82 @@ class Batches:
         return np.concatenate(ids)[np.argsort(np.concatenate(places), kind="stable")]
 
     def batch(self, step: int) -> Batch:
-        """Batch number `step` >= 0, of new arrays.
+        """Batch number `step` >= 0, of new arrays. M moments, chunks of H actions.
 
-        images {camera: uint8 (B, H, W, 3)}, state float32 (B, S), actions float32 (B, horizon, A), is_pad
-        bool (B, horizon), task_index int64 (B,), sample int64 (B,): the global frame id. After the end of an
-        episode its last action is repeated, and is_pad is True.
+        images        {camera: uint8 (B, M, H, W, 3)}  oldest first, the present last; before the beginning of an
+                                                       episode its first frame is repeated
+        state         float32 (B, M, S)                at these moments
+        past          float32 (B, M-1, A)              what was executed from each to the next; 0 where not known
+        past_known    bool (B, M-1)                    not before the beginning, nor without actions
+        actions       float32 (B, H, A)                labels: what should be done from now on; after the end of the
+                                                       episode its last action is repeated
+        executed      float32 (B, H, A)                what was done in these steps, likewise
+        is_pad        bool (B, H)                      after the end of the episode
+        has_labels    bool (B,)                        whether `actions` are a demonstration: not in episodes that only
+                                                       show dynamics, and not in those without actions
+        has_actions   bool (B,)                        False in `action_free` episodes, where actions, executed and past
+                                                       are 0, whatever the dataset says
+        task_index    int64 (B,)                       into cache.tasks
+        sample        int64 (B,)                       the frame, of all the dataset's
 
-        With `plans`: plan_index int64 (B,), into cache.plans, -1 where nothing is said. With `future`: future {camera:
-        uint8 (B, H, W, 3)}, the frame that the chunk leads to, `horizon` steps later or the episode's last one; goal,
-        likewise, of a frame drawn uniformly from the later ones of the episode, a function of (seed, step, place in the
-        batch), or of the last frame for itself; goal_steps int64 (B,), how many steps later that is; future_state and
-        goal_state, float32 (B, S), of the robot in these frames. With `ahead`: ahead float32 (B, K, S), the state of
-        the robot that many steps later, at most at the end of the episode. With `action_free`: has_actions bool (B,),
-        False in those episodes, where actions are 0, whatever the dataset says.
+        With `plans`:
+        plan_index    int64 (B,)                       into cache.plans; -1 where nothing is said
+        With `future`:
+        future        {camera: uint8 (B, H, W, 3)}     the frame that the chunk leads to, `horizon` steps later, at most
+                                                       the episode's last
+        goal          likewise                         drawn uniformly from the later frames of the episode, a function
+                                                       of (seed, step, place in the batch); of the last frame, itself
+        goal_steps    int64 (B,)                       how many steps later that is
+        last          likewise                         the episode's last frame
+        With `waypoints`:
+        waypoints     float32 (B, K, S)                the state so many steps later, at most at the end of the episode
         """
         cache, ids = self.cache, self.sample_ids(step)[self._part]
+        episode_B = cache.episode_index[ids]
         rows_BH = ids[:, None] + self._chunk
-        last_B1 = self._last_frame[cache.episode_index[ids]][:, None]
+        last_B1 = self._last_frame[episode_B][:, None]
+        until_BH = np.minimum(rows_BH, last_B1)
+        moments_BM = np.maximum(ids[:, None] + self._back, cache.episode_from[episode_B][:, None])
+        # Before the beginning two moments in a row are the same frame, and nothing was executed between them.
+        known_BM = moments_BM[:, 1:] > moments_BM[:, :-1]
         batch = {
-            "images": self._pictures(ids),
-            "state": cache.state[ids],
-            "actions": cache.action[np.minimum(rows_BH, last_B1)],
+            "images": self._moments(moments_BM),
+            "state": cache.state[moments_BM],
+            "past": cache.executed[moments_BM[:, :-1]],
+            "past_known": known_BM,
+            "actions": cache.action[until_BH],
+            "executed": cache.executed[until_BH],
             "is_pad": rows_BH > last_B1,
+            "has_labels": self._labelled[episode_B],
+            "has_actions": self._trusted[episode_B],
             "task_index": cache.task_index[ids],
             "sample": ids,
         }
+        if not batch["has_actions"].all():
+            without_B = ~batch["has_actions"]
+            known_BM[without_B] = False
+            batch["actions"][without_B] = batch["executed"][without_B] = 0
+        batch["past"][~known_BM] = 0
         if self.plans:
             batch["plan_index"] = cache.plan_index[ids]
         if self.future:
             left = last_B1[:, 0] - ids
             drawn = _generator(self.seed, "goal", step).random(self.batch_size)[self._part]
             batch["goal_steps"] = np.minimum((drawn * left).astype(np.int64) + 1, left)
-            for name, later in (("future", np.minimum(self.horizon, left)), ("goal", batch["goal_steps"])):
-                batch[name] = self._pictures(ids + later)
-                batch[f"{name}_state"] = cache.state[ids + later]
-        if self.ahead:
-            later_BK = ids[:, None] + np.array(self.ahead)
-            batch["ahead"] = cache.state[np.minimum(later_BK, last_B1)]
-        if self._trusted is not None:
-            batch["has_actions"] = self._trusted[cache.episode_index[ids]]
-            batch["actions"][~batch["has_actions"]] = 0
+            batch["future"] = self._pictures(ids + np.minimum(self.horizon, left))
+            batch["goal"] = self._pictures(ids + batch["goal_steps"])
+            batch["last"] = self._pictures(ids + left)
+        if self.waypoints:
+            later_BK = ids[:, None] + np.array(self.waypoints)
+            batch["waypoints"] = cache.state[np.minimum(later_BK, last_B1)]
         return batch
 
     def _pictures(self, ids: np.ndarray) -> dict[str, np.ndarray]:
         return {camera: frames.take(ids, axis=0) for camera, frames in self._frames.items()}
+
+    def _moments(self, ids_BM: np.ndarray) -> dict[str, np.ndarray]:
+        pictures = self._pictures(ids_BM.ravel())
+        return {camera: frames.reshape(*ids_BM.shape, *frames.shape[1:]) for camera, frames in pictures.items()}
 
     def prefetch(self, start_step: int = 0, depth: int = 3) -> "Prefetch":
         """Iterate over (step, batch) from `start_step` on without end; a thread keeps up to `depth` batches

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 _ARRAYS = (
     "state",
     "action",
+    "executed",
     "timestamp",
     "frame_index",
     "episode_index",
@@ -38,10 +39,11 @@ _ARRAYS = (
     "subtask_index",
     "episode_from",
     "episode_to",
+    "dynamics_only",
 )
 Job = Callable[[Callable[[int], None]], None]
 """Decodes one file; is given a function to tell how many more frames are done."""
-_FORMAT = 2
+_FORMAT = 3
 """Part of the folder's name: a cache of another layout is not mistaken for one of this."""
 
 
@@ -56,7 +58,7 @@ class FrameCache:
     state: np.ndarray
     """float32 (N, S), in the dataset's units"""
     action: np.ndarray
-    """float32 (N, A), in the dataset's units"""
+    """float32 (N, A), in the dataset's units: what should be done, which a policy learns"""
     timestamp: np.ndarray
     """float64 (N,), seconds since the episode's beginning"""
     frame_index: np.ndarray
@@ -87,8 +89,16 @@ class FrameCache:
     subtask_index: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     """int64 (N,), into subtasks: what is being done; as plan_index"""
     subtasks: list[str] = field(default_factory=list)
+    executed: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.float32))
+    """float32 (N, A), in the dataset's units: what was done. Not given: the same as action"""
+    dynamics_only: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
+    """bool (E,): episodes that show how the world moves, and are no demonstrations. Not given: none"""
 
     def __post_init__(self) -> None:
+        if not len(self.executed):
+            self.executed = self.action
+        if not len(self.dynamics_only):
+            self.dynamics_only = np.zeros(len(self.episode_from), bool)
         for name in ("plan_index", "subtask_index"):
             if not len(getattr(self, name)):
                 setattr(self, name, np.full(len(self), NOTHING_SAID, np.int64))

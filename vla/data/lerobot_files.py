@@ -23,6 +23,9 @@ import pyarrow.parquet as pq
 from vla.data.language import read_language
 from vla.data.shard import check_finite
 
+EXECUTED = "executed_action"
+"""The feature that says what was done where "action" says what should have been. Most datasets have one action only,
+which is both."""
 UNEVEN = 0.25
 """Timestamps may be off by this fraction of a frame."""
 _STANDARD = re.compile(r"^(stats|videos|data|meta)/|^(episode_index|tasks|length|dataset_(from|to)_index)$")
@@ -40,7 +43,9 @@ class LeRobotFiles:
     state: np.ndarray
     """float32 (N, S); S may be 0"""
     action: np.ndarray
-    """float32 (N, A)"""
+    """float32 (N, A): the label"""
+    executed: np.ndarray
+    """float32 (N, A): what was done; `action` itself where the dataset has no feature of that name"""
     timestamp: np.ndarray
     """float64 (N,), seconds since the episode's beginning"""
     frame_index: np.ndarray
@@ -63,7 +68,10 @@ class LeRobotFiles:
     episodes: dict[str, list[Any]]
     """columns of meta/episodes that place the videos, in the order of episodes"""
     extra: dict[str, list[Any]]
-    """columns of meta/episodes that LeRobot does not define: ours are task_template, seed, noise, success"""
+    """columns of meta/episodes that LeRobot does not define: ours are task_template, seed, noise, success and
+    dynamics_only"""
+    dynamics_only: np.ndarray
+    """bool (E,): episodes that show how the world moves, and are no demonstrations"""
     data_files: list[Path]
 
 
@@ -133,7 +141,8 @@ def read_tables(root: Path) -> LeRobotFiles:
     )
     columns = ["index", "episode_index", "frame_index", "timestamp", "task_index", "action"]
     has_state = "observation.state" in features
-    table = _read_parquet(data_files, columns + ["observation.state"] * has_state, root)
+    columns += [name for name in ("observation.state", EXECUTED) if name in features]
+    table = _read_parquet(data_files, columns, root)
     table = table.filter(pa.compute.less(table["episode_index"], n_episodes)).sort_by("index")
     n = len(table)
     if n != n_frames:
@@ -152,13 +161,15 @@ def read_tables(root: Path) -> LeRobotFiles:
         raise ValueError(f"frames and episodes of the dataset '{root}' do not fit together: lengths or order differ")
     timestamp = table["timestamp"].to_numpy().astype(np.float64)
     said = read_language(data_files, ends - lengths, ends, timestamp)
+    action = _vectors(table["action"])
     tables = LeRobotFiles(
         root=root,
         info=info,
         cameras=cameras,
         fps=float(info["fps"]),
         state=_vectors(table["observation.state"]) if has_state else np.zeros((n, 0), np.float32),
-        action=_vectors(table["action"]),
+        action=action,
+        executed=_vectors(table[EXECUTED]) if EXECUTED in features else action,
         timestamp=timestamp,
         frame_index=integers("frame_index"),
         episode_index=episode_index,
@@ -174,6 +185,7 @@ def read_tables(root: Path) -> LeRobotFiles:
         action_names=_names(features, "action"),
         episodes=episodes,
         extra=extra,
+        dynamics_only=_dynamics_only(extra, n_episodes),
         data_files=data_files,
     )
     _check(tables)
@@ -245,6 +257,14 @@ def _read_episodes(root: Path, n_episodes: int) -> tuple[dict[str, list[Any]], d
     return columns, {name: values for name, values in columns.items() if not _STANDARD.match(name)}
 
 
+def _dynamics_only(extra: dict[str, list[Any]], n: int) -> np.ndarray:
+    """Which of `n` episodes are no demonstrations, bool (n,): those so marked, and failed ones of `vla record`."""
+    marked = np.array([bool(mark) for mark in extra.get("dynamics_only", [False] * n)])
+    if {"task_template", "seed", "success"} <= extra.keys():
+        marked |= ~np.array([bool(success) for success in extra["success"]])
+    return marked
+
+
 def _read_tasks(root: Path) -> list[str]:
     path = root / "meta/tasks.parquet"
     hint = "a language-conditioned policy needs one instruction a task; lerobot-edit-dataset can add them"
@@ -274,9 +294,15 @@ def _vectors(column: pa.ChunkedArray) -> np.ndarray:
 
 def _check(t: LeRobotFiles) -> None:
     """ValueError for broken numbers and instructions."""
+    if t.executed.shape != t.action.shape:
+        raise ValueError(
+            f"expected '{EXECUTED}' of the dataset '{t.root}' to have the {t.action.shape[1]} dimensions of 'action', "
+            f"got {t.executed.shape[1]}"
+        )
     for name, values, names in (
         ("observation.state", t.state, t.state_names),
         ("action", t.action, t.action_names),
+        (EXECUTED, t.executed, t.action_names),
     ):
         bad = np.flatnonzero(~np.isfinite(values).all(1))
         if len(bad):

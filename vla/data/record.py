@@ -6,9 +6,10 @@ episodes is the work of one process; this process only puts finished shards into
 result does not depend on the number of workers, and a recording that was killed goes on with --resume to the
 very same files.
 
-The hand does what the expert says plus noise, and what is kept as the label is what the expert said (DART,
-Laskey et al. 2017): demonstrations then also visit the places where a policy with small errors will find
-itself, and say how to get back from there.
+The hand does what the expert says plus noise, and the label, "action", is what the expert said (DART, Laskey et
+al. 2017): demonstrations then also visit the places where a policy with small errors will find itself, and say
+how to get back from there. What the hand did is kept beside it as "executed_action". Only that explains the next
+picture, and only where the two differ do actions that are already decided say more than the picture does.
 """
 
 import dataclasses
@@ -51,13 +52,17 @@ class RecordConfig:
     cameras: tuple[str, ...] | None = None
     """Cameras to record; none: the environment's usual ones ("front"; tabletop_state has no camera)."""
     noise: tuple[float, ...] = (0.0, 0.1, 0.2)
-    """Standard deviations of the noise on the executed action, in turn over episodes; the gripper is spared.
-    """
+    """Standard deviations of the noise on the executed action, in turn over episodes; the gripper is spared."""
     noise_steps: int = 1
     """So many steps the noise stays as it was drawn: at a high rate, what changes every step averages out and leads
     nowhere that the policy could learn to come back from."""
-    label: Literal["clean", "executed"] = "clean"
-    """Which action is recorded: what the expert said, or what was done."""
+    bursts: float = 0.0
+    """Probability, at each step outside of a burst, that one begins: 2 to 8 steps of random actions, uniform in
+    [-1, 1]; in half of the bursts one action is held, in the other half each step has a new one. The gripper does what
+    the expert says, and the label is what the expert would do."""
+    playful: float = 0.0
+    """Share of the episodes that are played at random instead of by the expert, for what they say about how the world
+    moves: marked `dynamics_only` in meta/episodes, never a demonstration."""
     seed: int = 1_000_000
     """Seed of the first episode; each further episode has the next one."""
     shard_episodes: int = 250
@@ -71,11 +76,16 @@ class RecordConfig:
     """Also write what the expert is doing and what it has still to do, in words, into LeRobot's language columns; only
     if the environment says it (info["subtask"])."""
     keep_failures: bool = False
-    """Also keep episodes in which the expert failed (meta/episodes has a column 'success')."""
+    """Also keep episodes in which the expert failed: in meta/episodes 'success' is False, 'dynamics_only' True."""
     resume: bool = False
     """Go on with a recording that was interrupted."""
     overwrite: bool = False
     """Delete the dataset in `out` first."""
+
+    @property
+    def disturbed(self) -> bool:
+        """Whether something else may be executed than the label: then the dataset has "executed_action"."""
+        return any(sigma > 0 for sigma in self.noise) or self.bursts > 0 or self.playful > 0
 
 
 @dataclass(frozen=True)
@@ -86,12 +96,23 @@ class EpisodePlan:
     task: str
     seed: int
     noise: float
+    playful: bool = False
+    """played at random, without the expert; then there is no noise"""
 
 
 def plan(config: RecordConfig, tasks: tuple[str, ...], index: int) -> EpisodePlan:
-    """Return the plan of episode `index`: tasks take turns, and for each task the noise levels do."""
-    noise = config.noise[index // len(tasks) % len(config.noise)]
-    return EpisodePlan(index, tasks[index % len(tasks)], config.seed + index, noise)
+    """Return the plan of episode `index`: tasks take turns, and for each task the noise levels do.
+
+    Playful episodes are spread evenly over each task, and tasks have theirs at different times.
+    """
+    turn, task = divmod(index, len(tasks))
+
+    def played(turns: int) -> int:
+        return math.floor(turns * config.playful + task / len(tasks))
+
+    playful = played(turn + 1) > played(turn)
+    noise = 0.0 if playful else config.noise[(turn - played(turn)) % len(config.noise)]
+    return EpisodePlan(index, tasks[task], config.seed + index, noise, playful)
 
 
 def record(
@@ -102,8 +123,8 @@ def record(
     `registry`: the module, by name, whose `make_env`, `suites`, `ENVS` and (if it has it) `CAMERAS` are used;
     workers import it.
     `console`: for the progress bar, default standard output. Keys of the result: out, episodes, frames,
-    attempted, success_rate, tasks {task: {attempted, succeeded, recorded}}, seconds, frames_per_s, workers,
-    bytes_per_frame.
+    attempted, success_rate (of the expert's attempts), tasks {task: {attempted, succeeded, recorded, played}}, seconds,
+    frames_per_s, workers, bytes_per_frame.
 
     ValueError for settings that cannot be, an existing `out` without resume or overwrite, a full disk,
     numbers that are not finite. KeyboardInterrupt passes through after the workers have ended; the shards
@@ -180,7 +201,7 @@ def record(
         "episodes": writer.episodes,
         "frames": writer.frames,
         "attempted": attempted,
-        "success_rate": sum(numbers["succeeded"] for numbers in writer.counts.values()) / attempted,
+        "success_rate": sum(numbers["succeeded"] for numbers in writer.counts.values()) / max(attempted, 1),
         "tasks": writer.counts,
         "instructions": len(writer.tasks),
         "seconds": seconds,
@@ -229,6 +250,9 @@ def _check(config: RecordConfig, registry: Any) -> tuple[str, ...]:
         raise ValueError(f"expected one or more noise levels >= 0, got {config.noise}")
     if config.noise_steps < 1:
         raise ValueError(f"expected noise_steps >= 1, got {config.noise_steps}")
+    for name in ("bursts", "playful"):
+        if not 0 <= getattr(config, name) <= 1:
+            raise ValueError(f"expected {name} in 0..1, got {getattr(config, name)}")
     if config.seed < EVALUATION_SEEDS:
         raise ValueError(
             f"expected a seed >= {EVALUATION_SEEDS}, got {config.seed}: those below belong to evaluation, "

@@ -48,47 +48,128 @@ class Trajectory:
     state: np.ndarray
     """float32 (T, S)"""
     action: np.ndarray
-    """float32 (T, A): the label"""
+    """float32 (T, A): the label, what the expert said"""
+    executed: np.ndarray
+    """float32 (T, A): what was done"""
     instruction: str
     success: bool
     subtasks: list[str] | None = None
     """what the expert was doing at each frame; none if the environment does not say"""
 
 
-def simulate(env: Any, plan: EpisodePlan, label: str, noise_steps: int = 1) -> Trajectory:
-    """Let the expert of `env` play `plan`. The last frame is the last one that an action was chosen for.
+class Bursts:
+    """Spells of random actions in the episode of `seed`, one `begin` a step: see `RecordConfig.bursts`."""
 
-    An episode goes on for as long as success must be held, so those frames are demonstrations of staying
-    there. ValueError naming episode, task and seed if the expert returns a number that is not finite.
+    def __init__(self, seed: int, probability: float, size: int) -> None:
+        self._random = _generator(seed, "bursts")
+        self._probability, self._size = probability, size
+        self._left, self._held = 0, False
+        self._action: np.ndarray = np.zeros(size, np.float32)
+
+    def next(self) -> np.ndarray | None:
+        """The random action of this step, float32 (A,), or None outside of a burst."""
+        if not self._left:
+            if self._probability == 0 or self._random.random() >= self._probability:
+                return None
+            self._left, self._held = _spell(self._random), self._random.random() < 0.5
+            self._action = _uniform(self._random, self._size)
+        elif not self._held:
+            self._action = _uniform(self._random, self._size)
+        self._left -= 1
+        return self._action
+
+
+class Play:
+    """What a playful episode does: random actions, each held for a spell; the gripper now and then opens or closes.
+
+    `grippers`: bool (A,), which of the action's dimensions is one. `gripper`: what it does at first.
     """
-    noise = np.random.Generator(np.random.Philox(key=plan.seed))
+
+    def __init__(self, seed: int, grippers: np.ndarray, gripper: float) -> None:
+        self._random = _generator(seed, "play")
+        self._grippers, self._gripper = grippers, gripper
+        self._left = 0
+        self._action: np.ndarray = np.zeros(len(grippers), np.float32)
+
+    def next(self) -> np.ndarray:
+        """The action of this step, float32 (A,) in [-1, 1]."""
+        if not self._left:
+            self._left = _spell(self._random)
+            action = _uniform(self._random, len(self._grippers))
+            if self._random.random() < 0.3:
+                self._gripper = float(self._random.choice((-1.0, 1.0)))
+            self._action = np.where(self._grippers, np.float32(self._gripper), action)
+        self._left -= 1
+        return self._action
+
+
+_STREAMS = {"noise": 0, "bursts": 1, "play": 2}
+
+
+def _generator(seed: int, stream: str) -> np.random.Generator:
+    """The random numbers of one kind in the episode of `seed`: what one kind draws does not change another."""
+    return np.random.Generator(np.random.Philox(key=[seed, _STREAMS[stream]]))
+
+
+def _spell(random: np.random.Generator) -> int:
+    """How many steps a burst lasts or an action is held: 2 to 8."""
+    return int(random.integers(2, 9))
+
+
+def _uniform(random: np.random.Generator, size: int) -> np.ndarray:
+    return random.uniform(-1.0, 1.0, size).astype(np.float32)
+
+
+def simulate(env: Any, plan: EpisodePlan, noise_steps: int = 1, bursts: float = 0.0) -> Trajectory:
+    """Let the expert of `env` play `plan`, or let it be played at random. `noise_steps`, `bursts`: see `RecordConfig`.
+
+    The last frame is the last one that an action was chosen for. An episode goes on for as long as success must be
+    held, so those frames are demonstrations of staying there; one that is played at random ends after half of the
+    steps that the environment allows. ValueError naming episode, task and seed if the expert returns a number that is
+    not finite.
+    """
+    noise, burst = _generator(plan.seed, "noise"), Bursts(plan.seed, bursts, len(env.action_names))
     # The gripper is spared: noise of its command would only drop what the hand holds.
-    sigma = np.array([0.0 if name == "gripper" else plan.noise for name in env.action_names], np.float32)
+    grippers = np.array([name == "gripper" for name in env.action_names])
+    sigma = np.where(grippers, 0.0, plan.noise).astype(np.float32)
     observation, info = env.reset(seed=plan.seed, options={"task": plan.task})
+    idle = getattr(env, "idle_action", None)
+    closed = float(np.asarray(idle)[grippers][0]) if idle is not None and grippers.any() else 1.0
+    play = Play(plan.seed, grippers, closed)
+    most_steps = getattr(env, "_max_episode_steps", None)
     images: dict[str, list[np.ndarray]] = {camera: [] for camera in env.cameras}
     states: list[np.ndarray] = []
     labels: list[np.ndarray] = []
+    done: list[np.ndarray] = []
     instruction = str(info["instruction"])
     subtasks: list[str] | None = [] if "subtask" in info else None
     ended = False
     while not ended:
-        clean = np.asarray(env.expert_action(), np.float32)
-        check_finite(clean[None], "action", env.action_names, f"{describe(plan)}, step {len(labels)}")
-        if len(labels) % noise_steps == 0:
-            push = sigma * noise.standard_normal(len(sigma), np.float32)
-        executed = np.clip(clean + push, -1.0, 1.0)
+        if plan.playful:
+            label = executed = play.next()
+        else:
+            label = np.array(env.expert_action(), np.float32)
+            check_finite(label[None], "action", env.action_names, f"{describe(plan)}, step {len(labels)}")
+            if len(labels) % noise_steps == 0:
+                push = sigma * noise.standard_normal(len(sigma), np.float32)
+            wild = burst.next()
+            executed = np.clip(label + push, -1.0, 1.0) if wild is None else np.where(grippers, label, wild)
         for camera, pictures in images.items():
             pictures.append(observation["pixels"][camera].copy())  # an environment may draw into the same array
         states.append(np.array(observation["agent_pos"], np.float32))
-        labels.append(clean if label == "clean" else executed)
+        labels.append(label)
+        done.append(executed)
         if subtasks is not None:
             subtasks.append(str(info.get("subtask", "")))
         observation, _, terminated, truncated, info = env.step(executed)
         ended = terminated or truncated
+        if plan.playful and most_steps is not None:
+            ended = ended or len(labels) >= max(1, most_steps // 2)
     return Trajectory(
         {camera: np.stack(pictures) for camera, pictures in images.items()},
         np.stack(states),
         np.stack(labels),
+        np.stack(done),
         instruction,
         bool(info["is_success"]),
         subtasks,
@@ -113,6 +194,7 @@ def dataset_spec(env: Any, config: RecordConfig, language: bool = False) -> Data
         robot_type=config.env,
         pix_fmt=config.pix_fmt,
         language=language,
+        executed=config.disturbed,
     )
 
 
@@ -128,25 +210,27 @@ def record_shard(
     writer: ShardWriter | None = None
     counts: dict[str, dict[str, int]] = {}
     for plan in plans:
-        numbers = counts.setdefault(plan.task, {"attempted": 0, "succeeded": 0, "recorded": 0})
-        for attempt in range(config.attempts):
+        numbers = counts.setdefault(plan.task, {"attempted": 0, "succeeded": 0, "recorded": 0, "played": 0})
+        for attempt in range(1 if plan.playful else config.attempts):
             plan = dataclasses.replace(plan, seed=plan.seed + bool(attempt) * ANOTHER_SCENE)
-            trajectory = simulate(env, plan, config.label, config.noise_steps)
-            numbers["attempted"] += 1
+            trajectory = simulate(env, plan, config.noise_steps, config.bursts)
+            numbers["attempted"] += not plan.playful
             if trajectory.success:
                 break
         if writer is None:  # whether an environment says what it does is known once it has done something
             spec = dataset_spec(env, config, config.plans and trajectory.subtasks is not None)
             writer = ShardWriter(settings.partial / f"shard-{index:06d}", index, spec)
-        keep = trajectory.success or config.keep_failures
-        numbers["succeeded"] += trajectory.success
+        keep = trajectory.success or config.keep_failures or plan.playful
+        numbers["succeeded"] += trajectory.success and not plan.playful
         numbers["recorded"] += keep
+        numbers["played"] += plan.playful
         if keep:
             extra = {
                 "task_template": plan.task,
                 "seed": plan.seed,
                 "noise": float(plan.noise),
                 "success": trajectory.success,
+                "dynamics_only": plan.playful or not trajectory.success,
             }
             writer.add_episode(
                 trajectory.images,
@@ -155,7 +239,9 @@ def record_shard(
                 trajectory.instruction,
                 extra,
                 describe(plan),
-                trajectory.subtasks or (),
+                # What the expert would be doing is not what is being done in play.
+                (not plan.playful and trajectory.subtasks) or (),
+                trajectory.executed if config.disturbed else None,
             )
         tell(len(trajectory.action) if keep else 0)
     assert writer is not None

@@ -34,6 +34,8 @@ class DatasetSpec:
     crf: int = 18
     language: bool = False
     """with LeRobot's language columns: subtasks and plans"""
+    executed: bool = False
+    """with the feature "executed_action" beside "action": what was done, and what should have been"""
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,8 @@ class Shard:
     """float32 (N, S), all episodes one after the other"""
     action: np.ndarray
     """float32 (N, A)"""
+    executed: np.ndarray | None
+    """float32 (N, A): what was done; None unless the spec says so"""
     videos: dict[str, list[Path]]
     """camera -> finished files, on the disk"""
     histograms: dict[str, np.ndarray]
@@ -71,7 +75,13 @@ class Shard:
     looked_at: int
     """how many frames that was"""
     counts: dict[str, dict[str, int]] = field(default_factory=dict)
-    """task -> {"attempted", "succeeded", "recorded"}"""
+    """task -> {"attempted", "succeeded", "recorded", "played"}: the first two by the expert, the last without it"""
+
+    @property
+    def vectors(self) -> dict[str, np.ndarray]:
+        """feature -> float32 (N, D), in the order in which a dataset has them."""
+        vectors = {"observation.state": self.state, "action": self.action}
+        return vectors if self.executed is None else vectors | {"executed_action": self.executed}
 
 
 def check_finite(values_TD: np.ndarray, feature: str, names: tuple[str, ...], episode: str) -> None:
@@ -104,6 +114,7 @@ class ShardWriter:
         self._episodes: list[Episode] = []
         self._state: list[np.ndarray] = []
         self._action: list[np.ndarray] = []
+        self._executed: list[np.ndarray] = []
         self._histograms = {camera: np.zeros((3, 256), np.int64) for camera in spec.cameras}
 
     def add_episode(
@@ -115,15 +126,20 @@ class ShardWriter:
         extra: dict[str, Any],
         name: str,
         subtasks: Sequence[str] = (),
+        executed_TA: np.ndarray | None = None,
     ) -> None:
         """Append one episode of T >= 1 frames.
 
         `images`: {camera: uint8 (T, H, W, 3)}. `state_TS`, `action_TA`: float32. `name`: how error messages
         call it. `subtasks`: what was being done at each frame, or nothing; only a spec with language keeps it.
-        ValueError for shapes that differ from the spec, numbers that are not finite, no instruction.
+        `executed_TA`: float32, what was done, given if and only if the spec has it. ValueError for shapes that differ
+        from the spec, numbers that are not finite, no instruction.
         """
         length, spec = len(action_TA), self.spec
-        self._check(images, state_TS, action_TA, instruction, name)
+        vectors = {"observation.state": state_TS, "action": action_TA}
+        if executed_TA is not None:
+            vectors["executed_action"] = executed_TA
+        self._check(images, vectors, length, instruction, name)
         if len(subtasks) not in (0, length):
             raise ValueError(f"{name}: expected {length} subtasks, one a frame, or none, got {len(subtasks)}")
         if spec.cameras and (not self._writers or next(iter(self._writers.values())).frames > MAX_SECONDS * spec.fps):
@@ -139,27 +155,32 @@ class ShardWriter:
             self._histograms[camera] += histogram
             stats[f"observation.images.{camera}"] = image_stats(histogram, len(chosen))
         self._looked_at += len(chosen)
-        stats["observation.state"], stats["action"] = vector_stats(state_TS), vector_stats(action_TA)
+        stats |= {feature: vector_stats(values) for feature, values in vectors.items()}
         said = language_rows(subtasks, spec.fps) if spec.language else ()
         self._episodes.append(Episode(instruction, length, self._clips - 1, from_s, to_s, extra, stats, said))
         self._state.append(np.asarray(state_TS, np.float32))
         self._action.append(np.asarray(action_TA, np.float32))
+        if executed_TA is not None:
+            self._executed.append(np.asarray(executed_TA, np.float32))
         self._frames += length
 
     def _check(
         self,
         images: dict[str, np.ndarray],
-        state: np.ndarray,
-        action: np.ndarray,
+        vectors: dict[str, np.ndarray],
+        length: int,
         instruction: str,
         name: str,
     ) -> None:
-        spec, length = self.spec, len(action)
+        spec = self.spec
         if not instruction.strip():
             raise ValueError(f"{name} has no instruction: the environment must say the task in words")
+        if spec.executed != ("executed_action" in vectors):
+            raise ValueError(f"{name}: expected {'an' if spec.executed else 'no'} executed action, as the spec says")
+        names = {"observation.state": spec.state_names}
+        names = {feature: names.get(feature, spec.action_names) for feature in vectors}
         expected: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
-            "observation.state": (state.shape, (length, len(spec.state_names))),
-            "action": (action.shape, (length, len(spec.action_names))),
+            feature: (values.shape, (length, len(names[feature]))) for feature, values in vectors.items()
         }
         for camera, (height, width) in spec.cameras.items():
             if camera not in images:
@@ -168,8 +189,8 @@ class ShardWriter:
         for feature, (got, wanted) in expected.items():
             if length == 0 or got != wanted:
                 raise ValueError(f"{name}: expected '{feature}' of shape {wanted}, length >= 1, got {got}")
-        check_finite(state, "observation.state", spec.state_names, name)
-        check_finite(action, "action", spec.action_names, name)
+        for feature, values in vectors.items():
+            check_finite(values, feature, names[feature], name)
 
     def _next_clip(self) -> None:
         self._close_clip()
@@ -188,12 +209,14 @@ class ShardWriter:
         """Finish the videos and hand everything over."""
         self._close_clip()
         spec = self.spec
+        nothing = np.zeros((0, len(spec.action_names)), np.float32)
         return Shard(
             index=self.index,
             spec=spec,
             episodes=self._episodes,
             state=np.concatenate([np.zeros((0, len(spec.state_names)), np.float32), *self._state]),
-            action=np.concatenate([np.zeros((0, len(spec.action_names)), np.float32), *self._action]),
+            action=np.concatenate([nothing, *self._action]),
+            executed=np.concatenate([nothing, *self._executed]) if spec.executed else None,
             videos=self._videos,
             histograms=self._histograms,
             looked_at=self._looked_at,

@@ -30,6 +30,8 @@ EPISODES_PATH = "meta/episodes/chunk-{chunk_index:03d}/file-{file_index:03d}.par
 RECORD_PATH = "meta/recording.json"
 """How the dataset was recorded, and how many shards are in it: what resuming needs. LeRobot does not look at
 it."""
+VECTORS = ("observation.state", "action", "executed_action")
+"""Features that are vectors of numbers; not every dataset has the last."""
 PARTIAL = ".partial"
 """Folder in the dataset, on the same file system, where videos are written before a shard is committed."""
 
@@ -80,8 +82,7 @@ class DatasetWriter:
         self.counts: dict[str, dict[str, int]] = {}
         self._spec: DatasetSpec | None = None
         self._histograms: dict[str, np.ndarray] = {}
-        self._state: list[np.ndarray] = []
-        self._action: list[np.ndarray] = []
+        self._vectors: dict[str, list[np.ndarray]] = {}
         if resume and (root / RECORD_PATH).exists():
             self._load()
 
@@ -139,8 +140,8 @@ class DatasetWriter:
         self._clips += max((len(paths) for paths in shard.videos.values()), default=0)
         self.episodes += len(shard.episodes)
         self.frames += len(shard.action)
-        self._state.append(shard.state)
-        self._action.append(shard.action)
+        for feature, values in shard.vectors.items():
+            self._vectors.setdefault(feature, []).append(values)
         self._looked_at += shard.looked_at
         for camera, histogram in shard.histograms.items():
             self._histograms[camera] = self._histograms.get(camera, 0) + histogram
@@ -160,8 +161,7 @@ class DatasetWriter:
             "index": np.arange(self.frames, self.frames + len(frame_index)),
             "task_index": np.repeat(task_index, lengths),
         }
-        vectors = {"observation.state": shard.state, "action": shard.action}
-        arrays = {n: _vector(v) for n, v in vectors.items()} | {n: pa.array(v) for n, v in columns.items()}
+        arrays = {n: _vector(v) for n, v in shard.vectors.items()} | {n: pa.array(v) for n, v in columns.items()}
         if shard.spec.language:
             arrays |= language_columns([episode.language for episode in shard.episodes], lengths)
         data = pa.table(arrays)
@@ -189,13 +189,12 @@ class DatasetWriter:
 
     def _stats(self) -> dict[str, Any]:
         """meta/stats.json: over all frames so far; of images over every tenth frame."""
-        self._state, self._action = [np.concatenate(self._state)], [np.concatenate(self._action)]
+        self._vectors = {feature: [np.concatenate(parts)] for feature, parts in self._vectors.items()}
         stats: dict[str, Stats] = {
             f"observation.images.{camera}": image_stats(histogram, self._looked_at)
             for camera, histogram in self._histograms.items()
         }
-        stats["observation.state"] = vector_stats(self._state[0])
-        stats["action"] = vector_stats(self._action[0])
+        stats |= {feature: vector_stats(values) for feature, (values,) in self._vectors.items()}
         return {feature: {n: v.tolist() for n, v in s.items()} for feature, s in stats.items()}
 
     def _info(self, spec: DatasetSpec) -> dict[str, Any]:
@@ -216,7 +215,10 @@ class DatasetWriter:
                     "is_depth_map": False,
                 },
             }
-        for feature, names in (("observation.state", spec.state_names), ("action", spec.action_names)):
+        vectors = {"observation.state": spec.state_names, "action": spec.action_names}
+        if spec.executed:
+            vectors["executed_action"] = spec.action_names
+        for feature, names in vectors.items():
             features[feature] = {"dtype": "float32", "shape": [len(names)], "names": list(names)}
         for feature in ("timestamp", "frame_index", "episode_index", "index", "task_index"):
             dtype = "float32" if feature == "timestamp" else "int64"
@@ -248,10 +250,10 @@ class DatasetWriter:
         record = json.loads((self.root / RECORD_PATH).read_text(encoding="utf-8"))
         then = {"plans": False} | record["config"]  # recordings of before there were plans
         if then != {"plans": False} | self.about:
-            changed = sorted(k for k in self.about if then.get(k) != self.about[k])
+            changed = sorted(k for k in then | self.about if then.get(k) != self.about.get(k))
             raise ValueError(
                 f"the dataset in '{self.root}' was recorded with other settings: "
-                + ", ".join(f"{k}={then.get(k)!r} then, {self.about[k]!r} now" for k in changed)
+                + ", ".join(f"{k}={then.get(k)!r} then, {self.about.get(k)!r} now" for k in changed)
                 + "; resume with the same, or choose another folder, or --overwrite"
             )
         self.shards, self.episodes, self.frames = record["shards"], record["episodes"], record["frames"]
@@ -259,14 +261,15 @@ class DatasetWriter:
         self._histograms = {c: np.array(h, np.int64) for c, h in record["histograms"].items()}
         # A kill may have left rows of the next shard; they are written again, the same.
         self.tasks = pd.read_parquet(self.root / "meta/tasks.parquet").index.tolist()[: record["tasks"]]
+        self._vectors = {f: [] for f in VECTORS if f in record["info"]["features"]}
         for shard in range(self.shards):
             path = self.root / DATA_PATH.format(**_place(shard))
             if path.exists():  # not if all its episodes failed
-                table = pq.read_table(path, columns=["observation.state", "action"])
-                for rows, name in ((self._state, "observation.state"), (self._action, "action")):
+                table = pq.read_table(path, columns=list(self._vectors))
+                for name, parts in self._vectors.items():
                     values = table[name].combine_chunks()
-                    rows.append(values.flatten().to_numpy().reshape(len(values), -1))
-        found = sum(map(len, self._action))
+                    parts.append(values.flatten().to_numpy().reshape(len(values), -1))
+        found = sum(map(len, self._vectors["action"]))
         if found != self.frames:
             raise ValueError(
                 f"cannot resume in '{self.root}': its files hold {found} frames, {RECORD_PATH} says "
