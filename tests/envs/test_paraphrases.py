@@ -63,7 +63,7 @@ def test_metaworld_draws_them_by_task_and_seed():
     assert set(said) == set(METAWORLD["door-open-v3"]) and said[0] == said[-1]
 
 
-@pytest.mark.parametrize("suite", ["demo", "tier2", "all", "mt10", "mt50"])
+@pytest.mark.parametrize("suite", ["demo", "tier2", "all", "routes", "mt10", "mt50"])
 def test_a_policy_that_was_trained_on_the_suite_has_room_for_them(suite):
     """Its tokenizer reads a fixed number of tokens and refuses more; words it has never seen take several."""
     if suite in ("mt10", "mt50"):

@@ -42,21 +42,23 @@ def test_the_expert_is_a_function_of_task_and_state(env, tabletop, task):
         assert env.observation_space.contains(observation) and observation["agent_pos"].shape == (29,)
         np.testing.assert_array_equal(observation["agent_pos"][:4], same["agent_pos"])
         action = env.expert_action()
-        np.testing.assert_allclose(expert_from(task, observation["agent_pos"]), action, atol=2e-4)
+        side = env.episode.goal.word if env.episode.wall else ""  # nobody is told
+        np.testing.assert_allclose(expert_from(task, observation["agent_pos"], side), action, atol=2e-4)
         observation, _, terminated, truncated, info = env.step(action)
         same, *_ = tabletop.step(action)
         done = terminated or truncated
     assert info["is_success"]
 
 
-def expert_from(task: str, agent_pos: np.ndarray) -> np.ndarray:
+def expert_from(task: str, agent_pos: np.ndarray, side: str) -> np.ndarray:
     values = agent_pos.astype(float)
     blocks = [tuple(row) for row in values[17:].reshape(4, 3)]
     slots = tuple(blocks.index(tuple(row)) for row in values[4:13].reshape(3, 3) if row.any())
-    word = next((word for word, direction in DIRECTIONS.items() if direction == tuple(values[15:17])), "")
+    word = next((word for word, direction in DIRECTIONS.items() if direction == tuple(values[15:17])), side)
 
     class Scene:
         zones = (tuple(values[13:15]),)
+        wall = tuple(values[13:15])
         colours = zone_colours = ("",) * 4  # only words
 
     state = State(tuple(values[:3]), values[3], tuple(blocks))
@@ -74,6 +76,9 @@ def test_absent_things_are_zeros(env):
     np.testing.assert_allclose(named(observation, "zone_x", "zone_y"), zone, rtol=1e-6)
     observation, _ = env.reset(seed=1, options={"task": "reach-extreme"})
     assert not named(observation, "direction_x", "direction_y").any()
+    observation, _ = env.reset(seed=1, options={"task": "reach-around"})
+    assert not named(observation, "direction_x", "direction_y").any()
+    np.testing.assert_allclose(named(observation, "zone_x", "zone_y"), env.episode.wall, rtol=1e-6)
 
 
 def test_it_has_no_cameras_and_the_suites_of_the_tabletop(env):

@@ -3,6 +3,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -203,7 +204,9 @@ def test_words_are_few_and_tiers_are_covered():
     assert all(word == word.lower() and word.isalpha() for word in vocabulary())
     assert {row["tier"] for row in task_table()} == {1, 2, 3}
     assert suites("tabletop")["demo"] == suites("tabletop")["tier1"]
-    assert set(suites("tabletop")["all"]) == set(TASKS) == set(EXPERTS)
+    assert suites("tabletop")["routes"] == ("reach-around",)
+    assert set(suites("tabletop")["all"]) == set(TASKS) - {"reach-around"} and set(TASKS) == set(EXPERTS)
+    assert suites("tabletop")["all"] == tuple(row["task"] for row in task_table())
 
 
 def test_another_sentence_may_be_given(blind):
@@ -212,6 +215,87 @@ def test_another_sentence_may_be_given(blind):
     _, info = blind.reset(seed=0)
     assert info["instruction"] == blind.episode.instruction
     assert blind.alternative_instruction() == blind.episode.alternative
+
+
+# ---- a task with two ways ----------------------------------------------------------------------------------
+
+
+def go_around(env: TabletopEnv, seed: int, word: str = "") -> str:
+    """Let the expert play reach-around, by the end that `word` says; the route that the hand took."""
+    env.reset(seed=seed, options={"task": "reach-around"})
+    goal = env.episode.goal._replace(word=word or env.episode.goal.word)
+    assert env.route == ""
+    for _ in range(env._max_episode_steps):
+        _, _, terminated, _, info = env.step(np.array(EXPERTS["reach-around"](env.state, env.episode, goal)[0]))
+        if terminated:
+            break
+    assert terminated and info["is_success"]
+    return env.route
+
+
+def test_either_way_around_the_wall_is_a_success_and_the_seed_draws_it_unseen(blind, seeing):
+    goals = [sample_episode("reach-around", seed).goal for seed in range(400)]
+    assert abs(np.mean([goal.word == "left" for goal in goals]) - 0.5) < 4 * 0.5 / 20
+    for seed in range(12):
+        assert go_around(blind, seed) == blind.episode.goal.word
+        assert [go_around(blind, seed, word) for word in ("left", "right")] == ["left", "right"]
+        episode = blind.episode
+        assert not {"left", "right"} & set(f"{episode.instruction} {episode.alternative} {blind.paraphrase()}".split())
+        assert all(abs(x - episode.wall[0]) > 0.16 or y > episode.wall[1] + 0.07 for x, y, _ in episode.start.blocks)
+    assert go_around(blind, 3) and blind.reset(seed=3) and blind.route == ""
+    first = seeing.reset(seed=1, options={"task": "reach-around"})[0]["pixels"]["front"]
+    seeing._episode = replace(seeing.episode, goal=seeing.episode.goal._replace(word="left"))
+    left = seeing.render()
+    seeing._episode = replace(seeing.episode, goal=seeing.episode.goal._replace(word="right"))
+    assert np.array_equal(left, seeing.render()) and np.array_equal(left, first)
+
+
+@pytest.mark.parametrize("high", [False, True])
+def test_over_the_wall_is_no_way(blind, high):
+    """Neither straight on at the height of the table's other tasks, nor high above."""
+    routes = []
+    for seed in range(12):
+        blind.reset(seed=seed, options={"task": "reach-around"})
+        (wall_x, wall_y), ended = blind.episode.wall, False
+        while not ended:
+            action = np.array(EXPERTS["reach"](blind.state, blind.episode, blind.episode.goal)[0])
+            x, y, z = blind.state.hand
+            if y < wall_y + 0.03:  # across the middle of the wall
+                action[:3] = 15 * (wall_x - x), float(z > 0.15 or not high), 1.0 if high else (0.06 - z) / 0.04
+            _, _, terminated, truncated, info = blind.step(np.clip(action, -1, 1))
+            ended = terminated or truncated
+        assert not info["is_success"]
+        routes.append(blind.route)
+    # Low, the hand runs into the wall: it is a thing, not only a line.
+    assert set(routes) == ({"over"} if high else {""})
+
+
+def test_the_hand_goes_on_by_the_end_that_it_is_past_already(blind):
+    """Whatever was drawn: from beyond an end nobody goes all the way back."""
+    for seed in range(6):
+        blind.reset(seed=seed, options={"task": "reach-around"})
+        word = blind.episode.goal.word
+        other, away = ("right", 1.0) if word == "left" else ("left", -1.0)
+        while abs(blind.state.hand[0] - blind.episode.wall[0]) < 0.18:
+            blind.step(np.array([away, 0.0, 0.0, -1.0]))
+        ended = False
+        while not ended:
+            _, _, terminated, truncated, _ = blind.step(blind.expert_action())
+            ended = terminated or truncated
+        assert terminated and blind.route == other
+
+
+def test_the_wall_is_on_every_straight_way_and_in_no_other_task(blind):
+    for seed in range(40):
+        episode = sample_episode("reach-around", seed)
+        (x, y), hand = episode.wall, episode.start.hand
+        for block in episode.start.blocks:
+            share = (y - hand[1]) / (block[1] - hand[1])
+            assert 0 < share < 1 and abs(hand[0] + share * (block[0] - hand[0]) - x) < 0.1
+    blind.reset(seed=0, options={"task": "reach-around"})
+    assert np.array_equal(blind._data.body("wall").xpos[:2], blind.episode.wall)
+    blind.reset(seed=0, options={"task": "reach"})
+    assert blind._data.body("wall").xpos.tolist() == [0, 0, -1] and blind.episode.wall is None
 
 
 # ---- bad input ---------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ import math
 
 from vla.envs.perturbation import Rectangle, Table
 from vla.envs.tabletop.layouts import Point
-from vla.envs.tabletop.scene import BLOCK_HALF, ZONE_HALF
+from vla.envs.tabletop.scene import BLOCK_HALF, WALL_HALF, ZONE_HALF
 from vla.envs.tabletop.tasks import BESIDE, DIRECTIONS, Episode, get_template
 
 _TOP: Rectangle = (-0.25, 0.25, -0.22, 0.25)
@@ -17,9 +17,13 @@ _RUN = 0.12
 
 
 def table(episode: Episode) -> Table:
-    """In use is what blocks and zones cover at the start, and where the named block and a hand behind it will pass."""
+    """In use is what blocks, zones and a wall cover at the start, and where the named block and a hand behind it will
+    pass."""
     covered = [_around([(x, y)], _BLOCK) for x, y, _ in episode.start.blocks]
     covered += [_around([zone], ZONE_HALF) for zone in episode.zones]
+    if episode.wall is not None:
+        (x, y), (length, depth, _) = episode.wall, WALL_HALF
+        covered.append((x - length, x + length, y - depth, y + depth))
     return Table(_TOP, 0.0, (*covered, _around(_way(episode), _BLOCK)))
 
 
@@ -36,7 +40,7 @@ def _way(episode: Episode) -> list[Point]:
         dx, dy = episode.zones[goal.zone][0] - x, episode.zones[goal.zone][1] - y
         back = _RUN / math.hypot(dx, dy)
         return [(x - back * dx, y - back * dy), (x + dx, y + dy)]
-    if goal.word in DIRECTIONS:
+    if goal.word in DIRECTIONS and episode.wall is None:
         ux, uy = DIRECTIONS[goal.word]
         if others:
             return [(others[0][0] + BESIDE * ux, others[0][1] + BESIDE * uy)]

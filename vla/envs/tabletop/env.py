@@ -23,6 +23,7 @@ from vla.envs.tabletop.scene import (
     N_BLOCKS,
     N_ZONES,
     PARKED,
+    WALL_HALF,
     WORKSPACE,
     tabletop_xml,
 )
@@ -35,9 +36,11 @@ SUBSTEPS = 4
 """Simulator steps (of 5 ms) a piece."""
 LEASH = 0.06
 """The target stays this close to the hand, m: pushing against something does not wind it up."""
+_PALM = 0.03
+"""A hand that passes the wall's end by less than this, m, has half of its palm above the wall: it went over it."""
 _HAND, _FINGERS, _BLOCKS = 0, 7, 9  # offsets in qpos
-_TARGET, _SHADE = 0, 1
-"""Mocap bodies: what the hand is pulled to; a dark patch on the table below it, in place of a shadow map."""
+_TARGET, _SHADE, _WALL = 0, 1, 2
+"""Mocap bodies: what the hand is pulled to; a dark patch on the table below it, in place of a shadow map; the wall."""
 
 
 class TabletopEnv(gymnasium.Env):
@@ -98,6 +101,7 @@ class TabletopEnv(gymnasium.Env):
         self._template = get_template(task)
         self._expert = EXPERTS[task]
         self._steps = self._held = 0
+        self._route = ""
         self._state: State | None = None
         self._advice: tuple[tuple[float, float, float, float], str] | None = None
         limits = np.array(WORKSPACE, dtype=np.float32)
@@ -136,6 +140,7 @@ class TabletopEnv(gymnasium.Env):
         self._disturbance = draw(self._perturbation, task, seed, lambda: table(episode))
         self.task_description = options.get("instruction") or episode.instruction
         self._steps = self._held = 0
+        self._route = ""
         self._write_scene(episode)
         self._read_state()
         return self._observe(), self._info()
@@ -162,7 +167,8 @@ class TabletopEnv(gymnasium.Env):
         mujoco.mj_camlight(self._model, data)
         self._read_state()
         self._steps += 1
-        done_now = self._template.success(self.state, self.episode, self.episode.goal)
+        self._follow(hand)
+        done_now = self._route != "over" and self._template.success(self.state, self.episode, self.episode.goal)
         self._held = self._held + 1 if done_now else 0
         terminated = self._held >= self._template.hold
         truncated = not terminated and self._steps >= self._max_episode_steps
@@ -197,6 +203,12 @@ class TabletopEnv(gymnasium.Env):
         self._running()
         assert self._state is not None
         return self._state
+
+    @property
+    def route(self) -> str:
+        """By which end of the wall the hand got behind it, the last time: "left" or "right"; "" so far, or without a
+        wall; "over" from when it has crossed the wall itself, which is a failure."""
+        return self._route
 
     def expert_action(self) -> np.ndarray:
         """Return what the expert would do now, float32 (4,): a function of the present state only."""
@@ -239,6 +251,8 @@ class TabletopEnv(gymnasium.Env):
             # Zones are a little paler than blocks: the same name, but a block never vanishes against a zone.
             model.geom_rgba[geom, :3] = [0.78 * c + 0.16 for c in COLOURS[episode.zone_colours[i]]]
             model.geom_pos[geom] = (*episode.zones[i], 0.0008) if episode.zones else PARKED
+        if episode.wall is not None:
+            data.mocap_pos[_WALL] = (*episode.wall, WALL_HALF[2])
         data.qpos[_HAND : _HAND + 3] = data.mocap_pos[_TARGET] = episode.start.hand
         data.mocap_pos[_SHADE, :2] = episode.start.hand[:2]
         data.qpos[_FINGERS : _FINGERS + 2] = 0.0
@@ -255,6 +269,18 @@ class TabletopEnv(gymnasium.Env):
         blocks = tuple((q[i], q[i + 1], q[i + 2]) for i in range(_BLOCKS, _BLOCKS + 7 * N_BLOCKS, 7))
         self._state = State((q[0], q[1], q[2]), q[_FINGERS] + q[_FINGERS + 1], blocks)
         self._advice = None
+
+    def _follow(self, before: tuple[float, float, float]) -> None:
+        """Keep account of the hand's way around the wall, in the step that began with the hand at `before`."""
+        wall, hand = self.episode.wall, self.state.hand
+        if wall is None or self._route == "over" or (before[1] > wall[1]) == (hand[1] > wall[1]):
+            return
+        share = (wall[1] - before[1]) / (hand[1] - before[1])
+        off = before[0] + share * (hand[0] - before[0]) - wall[0]
+        if abs(off) < WALL_HALF[0] + _PALM:
+            self._route = "over"
+        elif hand[1] > wall[1]:
+            self._route = "left" if off < 0 else "right"
 
     def _advise(self) -> tuple[tuple[float, float, float, float], str]:
         if self._advice is None:

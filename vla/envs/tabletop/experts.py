@@ -11,8 +11,8 @@ states get neighbouring actions. They do not look at where a block started: a po
 import math
 
 from vla.envs.tabletop.layouts import Point
-from vla.envs.tabletop.scene import BLOCK_HALF, MAX_OPENING, N_BLOCKS
-from vla.envs.tabletop.tasks import BESIDE, DIRECTIONS, OPEN, Episode, Goal, Point3, State
+from vla.envs.tabletop.scene import BLOCK_HALF, MAX_OPENING, N_BLOCKS, WALL_HALF
+from vla.envs.tabletop.tasks import BESIDE, DIRECTIONS, OPEN, SIDES, Episode, Goal, Point3, State
 
 Action = tuple[float, float, float, float]
 Advice = tuple[Action, str]
@@ -34,6 +34,10 @@ CONTACT = 0.040
 BEHIND = 0.056
 """From the middle of a block to where a push begins, m."""
 PUSH_SPEED = 0.42
+AROUND = 0.085
+"""Travelling height around a wall: clear of the blocks, and too low to pass over the wall, m."""
+BEYOND_END = WALL_HALF[0] + 0.06
+"""From the middle of a wall to the middle of a hand that is past its end, palm and all, m."""
 
 
 def _clip(value: float, low: float = -1.0, high: float = 1.0) -> float:
@@ -161,6 +165,27 @@ def _reach_task(state: State, episode: Episode, goal: Goal) -> Advice:
     return _reach(state, state.blocks[goal.blocks[0]], _name(episode, goal.blocks[0]))
 
 
+def _reach_around(state: State, episode: Episode, goal: Goal) -> Advice:
+    """Along the wall to one end, past it, and from behind to the block; the other end, if the hand is past that."""
+    assert episode.wall is not None
+    (x, y, z), (wx, wy) = state.hand, episode.wall
+    block, name = state.blocks[goal.blocks[0]], _name(episode, goal.blocks[0])
+    side = SIDES[goal.word]
+    if -side * (x - wx) > BEYOND_END:
+        side = -side
+    past_end = side * (x - wx) > BEYOND_END
+    if y > wy + (0.03 if past_end else 0.0):
+        distance = math.hypot(block[0] - x, block[1] - y)
+        low = block[2] - BLOCK_HALF + TOUCH
+        words = f"move above {name}" if distance > 0.02 else "lower" if z > low + 0.006 else "hold still"
+        return _towards(state.hand, block[0], block[1], _funnel(distance, low, AROUND), -1.0), words
+    # The corners of the way, further off than where it turns: the hand does not slow down there.
+    corner = wx + side * (BEYOND_END + 0.03)
+    if past_end:
+        return _towards(state.hand, corner, wy + 0.07, AROUND, -1.0), "go past the wall"
+    return _towards(state.hand, corner, wy - 0.055, AROUND, -1.0), "go along the wall"
+
+
 def _push_task(state: State, episode: Episode, goal: Goal) -> Advice:
     return _push(state, state.blocks[goal.blocks[0]], DIRECTIONS[goal.word], _name(episode, goal.blocks[0]))
 
@@ -239,5 +264,6 @@ EXPERTS = {
     "move-between": _move_between,
     "reach-extreme": _reach_task,
     "lift-extreme": _lift_task,
+    "reach-around": _reach_around,
 }
 """Task name -> expert(state, episode, goal) -> ((dx, dy, dz, gripper), what it is doing)."""

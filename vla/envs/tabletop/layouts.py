@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from vla.envs.tabletop.scene import BLOCK_HALF, N_BLOCKS, N_ZONES, REGION, WORKSPACE, ZONE_HALF
+from vla.envs.tabletop.scene import BLOCK_HALF, N_BLOCKS, N_ZONES, REGION, WALL_HALF, WORKSPACE, ZONE_HALF
 
 Point = tuple[float, float]
 Check = Callable[[list[Point], list[Point]], bool]
@@ -66,6 +66,40 @@ def sample_hand(rng: np.random.Generator, blocks: list[Point]) -> tuple[float, f
         x, y = (float(v) for v in rng.uniform(-0.24, 0.24, size=2))
         if all(math.hypot(x - bx, y - by) >= MIN_HAND_DISTANCE for bx, by in blocks):
             return x, y, float(rng.uniform(0.07, 0.20))
+
+
+WALL_DISTANCE = 0.08
+"""The wall stands at least this far from every block and from the hand's start, m: nothing is hidden behind it."""
+
+
+def sample_wall(rng: np.random.Generator, blocks: list[Point]) -> tuple[Point, tuple[float, float, float]]:
+    """Draw the wall's middle and the hand's start, m: the wall is on the straight way to every block.
+
+    So the wall does not give away which block is named. The hand is on the near side, the blocks are on the far one.
+    """
+    nearest = min(y for _, y in blocks)
+    while True:
+        x, y = float(rng.uniform(-0.04, 0.04)), float(rng.uniform(-0.13, nearest - WALL_DISTANCE))
+        hand = (x + float(rng.uniform(-0.04, 0.04)), float(rng.uniform(-0.25, y - WALL_DISTANCE)))
+        if all(abs(_crossing(hand, block, y) - x) < WALL_HALF[0] - 0.015 for block in blocks):
+            return (x, y), (*hand, float(rng.uniform(0.07, 0.20)))
+
+
+def _crossing(start: Point, end: Point, y: float) -> float:
+    """Where the straight line from `start` to `end` is at this y, x in m."""
+    return start[0] + (end[0] - start[0]) * (y - start[1]) / (end[1] - start[1])
+
+
+def a_wall_fits_before_all(blocks: list[Point], zones: list[Point]) -> bool:
+    """There is room for a wall, and for the hand before it, such that every straight way to a block crosses it.
+
+    Looked at is one pair of places out of those that `sample_wall` may draw, with a margin.
+    """
+    hand, wall_y = (0.0, -0.20), -0.11
+    return all(
+        y - wall_y > WALL_DISTANCE + 0.01 and abs(_crossing(hand, (x, y), wall_y)) < WALL_HALF[0] - 0.03
+        for x, y in blocks
+    )
 
 
 def anything(blocks: list[Point], zones: list[Point]) -> bool:

@@ -55,6 +55,11 @@ PARAPHRASES: dict[str, tuple[str, ...]] = {
         "between the {b} and the {c} block put the {a} one",
     ),
     "reach-extreme": ("move to the {w} one", "reach for the {w} block", "go over to the {w} one"),
+    "reach-around": (
+        "reach around the wall to the {a} one",
+        "touch the {a} one behind the wall",
+        "go past the wall to the {a} one",
+    ),
     "lift-extreme": ("pick the {w} block up", "lift up the {w} one", "take the {w} block up"),
 }
 """Task -> templates, filled in like the task's own."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tabletop as MuJoCo XML: a table, four blocks, two flat zones and a floating two-finger hand.
+"""The tabletop as MuJoCo XML: a table, four blocks, two flat zones, a wall and a floating two-finger hand.
 
 It is made of primitives, with no meshes and no textures, so the whole scene is a few kB, free of licences,
 and drawn alike by every renderer. Every body is always there (what a task does not need is parked out of
@@ -21,6 +21,8 @@ MAX_OPENING = 0.08
 """Gap between the fingers when open, m."""
 WORKSPACE = ((-0.28, 0.28), (-0.28, 0.28), (0.018, 0.22))
 """Where the hand's reference point may be sent: x, y, z ranges, m."""
+WALL_HALF = (0.10, 0.008, 0.05)
+"""Half the wall's length (along x), depth and height, m: higher than a hand travels that goes around it."""
 REGION = 0.19
 """Blocks and zones start with |x| and |y| up to this, m."""
 TIMESTEP_S = 0.005
@@ -36,7 +38,7 @@ COLOURS: dict[str, tuple[float, float, float]] = {
     "cyan": (0.10, 0.80, 0.86),
 }
 PARKED = (0.0, 0.0, -1.0)
-"""Where a zone waits while no task needs it (inside the floor, out of every picture)."""
+"""Where zones and the wall wait while no task needs them (below the ground, out of every picture and of reach)."""
 
 _ELEVATION = math.radians(57.0)
 _DISTANCE = 1.3
@@ -71,6 +73,19 @@ def _zone(index: int) -> str:
     return (
         f'<geom name="zone{index}" type="box" pos="{x} {y} {z}" size="{ZONE_HALF} {ZONE_HALF} 0.0008" '
         f'contype="0" conaffinity="0"/>'
+    )
+
+
+def _wall() -> str:
+    # A body that can be put somewhere, since the world's own geoms are looked for only where the model has them. Only
+    # the hand runs into it: blocks start behind it, and nothing pushes them there. It is hard enough to stop a hand
+    # that is drawn by its target: with the contacts of the rest, that would pass through.
+    x, y, z = PARKED
+    length, depth, height = WALL_HALF
+    return (
+        f'<body name="wall" mocap="true" pos="{x} {y} {z}"><geom name="wall" type="box" '
+        f'size="{length} {depth} {height}" contype="0" conaffinity="2" priority="2" solimp="0.999 0.9999 0.0001" '
+        f'rgba="0.52 0.37 0.22 1"/></body>'
     )
 
 
@@ -129,6 +144,7 @@ def tabletop_xml() -> str:
       {_finger("finger_right", 1)}
     </body>
     {blocks}
+    {_wall()}
   </worldbody>
   <equality>
     <weld body1="hand" body2="target" solref="0.011 1" solimp="0.97 0.995 0.001" relpose="0 0 0 1 0 0 0"/>

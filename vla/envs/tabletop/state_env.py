@@ -27,9 +27,10 @@ class TabletopStateEnv(TabletopEnv):
         perturbation: as in `TabletopEnv`, where it is not about pictures.
 
     Observation: {"agent_pos": float32 (29,)}, table frame, m; absent things are zeros. In this order: hand xyz and
-    gap between the fingers; xyz of the first, second and third block that the goal names; xy of its zone; the unit
-    vector of its direction (left, right, away, near; an extreme such as "leftmost" is resolved to its block); xyz
-    of all four blocks. Yaw is left out because experts do not look at it. They are functions of (task, agent_pos).
+    gap between the fingers; xyz of the first, second and third block that the goal names; xy of its zone, or of the
+    wall's middle; the unit vector of its direction (left, right, away, near; an extreme such as "leftmost" is resolved
+    to its block); xyz of all four blocks. Yaw is left out because experts do not look at it. They are functions of
+    (task, agent_pos), but for the way around a wall, which nobody is told.
 
     The state always resolves the true goal, whatever instruction is given: evaluations with swapped instructions
     mean nothing here.
@@ -68,12 +69,13 @@ class TabletopStateEnv(TabletopEnv):
     def _agent_pos(self) -> tuple[float, ...]:
         episode, blocks = self.episode, self.state.blocks
         goal = episode.goal
+        place = episode.zones[goal.zone] if goal.zone >= 0 else episode.wall or (0.0, 0.0)
         named: list[float] = [value for block in goal.blocks for value in blocks[block]]
         return (
             *super()._agent_pos(),
             *named,
             *[0.0] * (3 * _NAMED - len(named)),
-            *(episode.zones[goal.zone] if goal.zone >= 0 else (0.0, 0.0)),
-            *DIRECTIONS.get(goal.word, (0.0, 0.0)),
+            *place,
+            *(DIRECTIONS.get(goal.word, (0.0, 0.0)) if episode.wall is None else (0.0, 0.0)),
             *(value for block in blocks for value in block),
         )

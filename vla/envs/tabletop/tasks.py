@@ -24,6 +24,8 @@ OPEN = 0.062
 """A hand open wider than this holds nothing (a block is 0.052 wide), m."""
 BESIDE = 0.09
 """Distance from centre to centre at which a block is set down beside another, m."""
+SIDES: dict[str, float] = {"left": -1.0, "right": 1.0}
+"""Ways around the wall: the sign of x of the end that the hand goes round."""
 DIRECTIONS: dict[str, layouts.Point] = {"left": (-1, 0), "right": (1, 0), "away": (0, 1), "near": (0, -1)}
 
 
@@ -36,7 +38,11 @@ class State(NamedTuple):
 
 
 class Goal(NamedTuple):
-    """What a sentence refers to: block slots in the order they are named, a zone slot, a direction."""
+    """What a sentence refers to: block slots in the order they are named, a zone slot, a direction.
+
+    Of a task that can be done in two ways, `word` is the way that the expert takes ("left" or "right"), which is not
+    said, cannot be seen and does not matter for success.
+    """
 
     blocks: tuple[int, ...]
     zone: int = -1
@@ -58,6 +64,8 @@ class Episode:
     zones: tuple[layouts.Point, ...]
     yaws: tuple[float, ...]
     start: State
+    wall: layouts.Point | None = None
+    """The middle of the wall, where the task has one."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +83,8 @@ class Template:
     with_zones: bool = False
     hold: int = 3
     stacked: bool = False
+    walled: bool = False
+    """A wall stands between the hand and the blocks; who crosses its line, in whatever height, has failed."""
 
 
 # ---- what a sentence may refer to --------------------------------------------------------------------------
@@ -86,6 +96,10 @@ def _one(blocks: list[layouts.Point], zones: list[layouts.Point]) -> list[Goal]:
 
 def _one_along(word: str) -> Callable[[list[layouts.Point], list[layouts.Point]], list[Goal]]:
     return lambda blocks, zones: [Goal((i,), word=word) for i in range(N_BLOCKS)]
+
+
+def _one_around(blocks: list[layouts.Point], zones: list[layouts.Point]) -> list[Goal]:
+    return [Goal((i,), word=side) for i in range(N_BLOCKS) for side in SIDES]
 
 
 def _two(blocks: list[layouts.Point], zones: list[layouts.Point]) -> list[Goal]:
@@ -281,6 +295,12 @@ _TEMPLATES = (
          "grab the {w} block and lift it"),
         40, _extreme, _lifted, check=layouts.extremes_are_clear,
     ),
+    Template(
+        "reach-around", 0, "go around the wall, by either end, and hold the open hand over the named block",
+        ("go around the wall to the {a} block", "reach the {a} block around the wall",
+         "move around the wall to the {a} one", "touch the {a} block behind the wall"),
+        50, _one_around, _reached, check=layouts.a_wall_fits_before_all, walled=True,
+    ),
 )  # fmt: skip
 
 TASKS: dict[str, Template] = {template.name: template for template in _TEMPLATES}
@@ -291,10 +311,15 @@ def _tier(tier: int) -> tuple[str, ...]:
 
 
 TIERS: dict[str, tuple[str, ...]] = {f"tier{tier}": _tier(tier) for tier in (1, 2, 3)}
-"""Difficulty -> task names."""
+"""Difficulty -> task names; tier 0, what has several ways, is none of these."""
 
-SUITES: dict[str, tuple[str, ...]] = {"demo": TIERS["tier1"], **TIERS, "all": tuple(TASKS)}
-"""Suite name -> task names."""
+SUITES: dict[str, tuple[str, ...]] = {
+    "demo": TIERS["tier1"],
+    **TIERS,
+    "all": tuple(task for tasks in TIERS.values() for task in tasks),
+    "routes": _tier(0),
+}
+"""Suite name -> task names. "routes": what an expert does in either of two ways, drawn by the seed."""
 
 
 def get_template(task: str) -> Template:
@@ -306,7 +331,7 @@ def get_template(task: str) -> Template:
 
 
 def task_table() -> list[dict[str, object]]:
-    """One row a task for documentation: task, tier, description, max_steps, examples."""
+    """One row a task of the tiers for documentation: task, tier, description, max_steps, examples."""
     words = {"a": "red", "b": "blue", "c": "green", "z": "yellow", "w": "leftmost"}
     return [
         {
@@ -317,6 +342,7 @@ def task_table() -> list[dict[str, object]]:
             "examples": [sentence.format(**words) for sentence in t.sentences],
         }
         for t in _TEMPLATES
+        if t.tier
     ]
 
 
@@ -337,12 +363,15 @@ def say(sentence: str, goal: Goal, colours: tuple[str, ...], zone_colours: tuple
 
 def _places(
     rng: np.random.Generator, template: Template, held_out: bool
-) -> tuple[list[layouts.Point], list[layouts.Point], Point3]:
-    """Where blocks, zones and hand start, m."""
+) -> tuple[list[layouts.Point], list[layouts.Point], Point3, layouts.Point | None]:
+    """Where blocks, zones, hand and wall (if any) start, m."""
     n = N_BLOCKS // 2 if template.stacked else N_BLOCKS
     blocks, zones = layouts.sample_layout(rng, template.check, template.with_zones, n, held_out)
     blocks = blocks * (N_BLOCKS // n)
-    return blocks, zones, layouts.sample_hand(rng, blocks)
+    if template.walled:
+        wall, hand = layouts.sample_wall(rng, blocks)
+        return blocks, zones, hand, wall
+    return blocks, zones, layouts.sample_hand(rng, blocks), None
 
 
 def sample_episode(task: str, seed: int, held_out: bool = False) -> Episode:
@@ -357,9 +386,10 @@ def sample_episode(task: str, seed: int, held_out: bool = False) -> Episode:
     # Zones take the two colours no block has: every colour word has exactly one referent, and all six are
     # always in the picture.
     colours, zone_colours = tuple(order[:N_BLOCKS]), tuple(order[N_BLOCKS : N_BLOCKS + N_ZONES])
-    blocks, zones, hand = _places(rng, template, held_out=False)
+    blocks, zones, hand, wall = _places(rng, template, held_out=False)
     if held_out:  # from a generator of their own: what is drawn after them stays the same
-        blocks, zones, hand = _places(np.random.default_rng([seed, zlib.crc32(task.encode()), 1]), template, True)
+        away = np.random.default_rng([seed, zlib.crc32(task.encode()), 1])
+        blocks, zones, hand, wall = _places(away, template, held_out=True)
     yaws = tuple(float(yaw) for yaw in rng.uniform(-0.1, 0.1, size=N_BLOCKS))
     goals = template.goals(blocks, zones)
     goal = goals[rng.integers(len(goals))]
@@ -381,4 +411,5 @@ def sample_episode(task: str, seed: int, held_out: bool = False) -> Episode:
         zones=tuple(zones),
         yaws=yaws,
         start=State(hand, 0.0, tuple((x, y, z) for (x, y), z in zip(blocks, heights, strict=True))),
+        wall=wall,
     )
