@@ -26,7 +26,10 @@ VIDEO_SIZE = 192
 
 
 class Policy(Protocol):
-    """What evaluation needs of a policy; `vla.policy.Policy` is one."""
+    """What evaluation needs of a policy; `vla.policy.Policy` is one.
+
+    If it has an attribute `n_obs_steps` > 1, so many moments are in each observation.
+    """
 
     @property
     def horizon(self) -> int: ...
@@ -109,9 +112,10 @@ class Centre:
         observations, keys = [], []
         started = time.perf_counter()
         for slot in slots:
-            images, state, given, step = self.waiting.pop(slot)
+            images, state, given, step, *executed = self.waiting.pop(slot)
             cameras = {camera: images[camera] for camera in self.policy.cameras}
-            observations.append(Observation(images=cameras, state=state, instruction=given))
+            history = {"executed": executed[0]} if executed else {}  # of a policy that sees several moments
+            observations.append(Observation(images=cameras, state=state, instruction=given, **history))
             keys.append((episode_key(self.episode_of[slot], self.seed), step))
         chunks, steps = self.decide(slots, observations, keys)
         self.latencies_ms.append((time.perf_counter() - started) * 1e3)

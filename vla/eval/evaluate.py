@@ -327,6 +327,7 @@ def evaluate(
         mode="policy" if policy is not None else config.policy,  # type: ignore[arg-type]
         instruction=config.instruction,
         sampler_seed=config.seed,
+        moments=int(getattr(policy, "n_obs_steps", 1)),
     )
     workers = min(config.workers or _cores(), config.slots, max(1, len(todo)))
     slots = min(config.slots, max(1, len(todo)))

@@ -43,6 +43,8 @@ class WorkerSettings:
     """what the policy is told: the episode's own sentence, env.alternative_instruction() or env.paraphrase(); success
     is judged by the first"""
     sampler_seed: int = 0
+    moments: int = 1
+    """how many moments the policy sees, one control step apart, the present one included"""
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,8 @@ class _Slot:
     calls: int = 0
     success: bool = False
     actions: list[np.ndarray] = field(default_factory=list)
+    seen: list[tuple[dict[str, np.ndarray], np.ndarray]] = field(default_factory=list)
+    """images and state of the last moments, oldest first; empty if the policy sees the present only"""
 
 
 def _gl_renderer() -> str | None:
@@ -124,7 +128,8 @@ class Worker:
         slot = self.slot(index)
         slot.started = time.perf_counter()
         observation, info = slot.env.reset(seed=episode.seed, options={"task": episode.task})
-        slot.episode, slot.calls, slot.success, slot.actions = episode, 0, False, []
+        slot.episode, slot.calls, slot.success, slot.actions, slot.seen = episode, 0, False, [], []
+        self.remember(slot, observation)
         slot.instruction = str(info.get("instruction") or slot.env.task_description)
         tell = {"swapped": "alternative_instruction", "paraphrased": "paraphrase"}.get(self.settings.instruction)
         slot.given = str(getattr(slot.env, tell)()) if tell else slot.instruction
@@ -144,7 +149,15 @@ class Worker:
         observation, _, terminated, truncated, info = slot.env.step(action)
         slot.actions.append(np.asarray(action, dtype=np.float32))
         slot.success = bool(info["is_success"])
+        self.remember(slot, observation)
         return observation, bool(terminated or truncated)
+
+    def remember(self, slot: _Slot, observation: dict[str, Any]) -> None:
+        """Keep what the policy will want to see again: copies, an environment may draw into the same arrays."""
+        if self.settings.moments > 1:
+            images = {camera: np.array(image) for camera, image in (observation.get("pixels") or {}).items()}
+            slot.seen.append((images, np.array(observation["agent_pos"], dtype=np.float32)))
+            del slot.seen[: -self.settings.moments]
 
     def finish(self, index: int) -> tuple[EpisodeResult, np.ndarray]:
         """The result of the episode that has just ended, and its actions, float32 (length, A)."""
@@ -163,11 +176,24 @@ class Worker:
             policy_calls=slot.calls,
             actions_sha256=hashlib.sha256(actions.tobytes()).hexdigest(),
         )
-        slot.episode, slot.actions = None, []
+        slot.episode, slot.actions, slot.seen = None, [], []
         return result, actions
 
     def observe(self, index: int, observation: dict[str, Any]) -> tuple[Any, ...]:
-        slot = self.slots[index]
+        """("observe", slot, {camera: uint8 (H, W, 3)}, state (S,), instruction, step).
+
+        With M > 1 moments: uint8 (M, H, W, 3), oldest first, state (M, S), and one more, the actions executed between
+        them, float32 (M-1, A). Before there are as many moments, the first is repeated, and its actions are NaN.
+        """
+        slot, moments = self.slots[index], self.settings.moments
+        if moments > 1:
+            seen = [slot.seen[0]] * (moments - len(slot.seen)) + slot.seen
+            images = {camera: np.stack([pictures[camera] for pictures, _ in seen]) for camera in seen[0][0]}
+            executed = np.full((moments - 1, len(slot.env.action_names)), np.nan, np.float32)
+            if done := slot.actions[1 - moments :]:
+                executed[-len(done) :] = done
+            states = np.stack([state for _, state in seen])
+            return "observe", index, images, states, slot.given, len(slot.actions), executed
         state = np.asarray(observation["agent_pos"], dtype=np.float32)
         return "observe", index, observation.get("pixels") or {}, state, slot.given, len(slot.actions)
 
