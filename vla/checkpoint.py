@@ -21,7 +21,7 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-VERSION = 1
+VERSION = 2
 CHECKSUMS = "checksums.json"
 SHIPPED = Path(__file__).parent / "checkpoints"
 """Checkpoints that come with the package; a folder's name is its name."""

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Named configurations. A recipe is one frozen dataclass; its function's docstring says what it should reach, in what
-time, on which machine. Dotted overrides (`--set programs.full=0.3 width=192`) change single values."""
+time, on which machine. Dotted overrides (`--set corruption.p_full_mask=0.3 width=192`) change single values."""
 
 import dataclasses
 import difflib
@@ -8,66 +8,80 @@ import json
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from vla.canvas.layout import ActionArrangement
-from vla.diffusion import Programs, Sampling
+from vla.canvas import Segment
+from vla.canvas.query import QUERIES
+from vla.canvas.segments import ActionArrangement
+from vla.diffusion import CorruptionConfig, Sampling
 
 
 @dataclass(frozen=True)
 class Queries:
-    """Which questions a network learns to answer beside that of the policy (vla/canvas/query.py), and how often.
+    """Which queries a network learns to answer (vla/canvas/query.py): of each, its weight in a batch; 0: it does not.
 
-    At every step the policy is asked about the whole batch; a part of it is also asked for plan, future image and
-    actions together, with the prefix of the policy; and a part of it four queries without an instruction, which share
-    what the vision makes of the pictures.
+    The checkpoint carries the list, and refuses to answer others.
     """
 
+    policy: float = 0.5
+    continuation: float = 0.5
+    """The rest of a chunk whose beginning is being executed (real-time chunking); needs time-aligned action tokens."""
+    infill: float = 0.0
+    plan: float = 0.0
+    plan_policy: float = 0.0
+    waypoints: float = 0.0
+    waypoint_policy: float = 0.0
+    world_model: float = 0.0
+    inverse: float = 0.0
+    goal_policy: float = 0.0
+    label: float = 0.0
     joint: float = 0.0
-    """Of the batch, that is asked for plan, future image and actions together."""
-    share: float = 0.0
-    """Of the batch, that is asked the following. Both 0: the network is a policy and nothing else."""
-    after: int = 500
-    """Steps at the beginning in which the policy alone is learnt: many questions at once, of which some are easy, keep
-    the vision from finding out what the hard ones are about (LOG.md, 2026-11-26)."""
-    world_model: float = 0.5
-    """Weight of a query's loss; 0: it is not asked."""
-    inverse: float = 1.0
-    goal_policy: float = 0.5
-    label: float = 1.0
-    policy: float = 1.0
+    policy_warmup_steps: int = 0
+    """Steps at the beginning in which the policy alone is learnt: many queries at once, of which some are easy, keep the
+    vision from finding out what the hard ones are about (LOG.md, 2026-11-26)."""
     image_tokenizer: str = ""
-    """Folder of `vla train-tokenizer image`, or the name of a shipped one; "": no future image is asked for."""
+    """Folder of `vla train-tokenizer image`, or the name of a shipped one; "": there are no future images."""
     plan_length: int = 24
     """Most words of a plan, for datasets that have plans."""
-    state: float = 1.0
-    """Weight of reading the robot's state off pictures, about which nothing is said: it shows the vision where to look
-    long before the actions do."""
     image_weight: float = 0.2
     """Of the loss of image codes; that of actions is 1."""
-    text_weight: float = 1.0
+    text_weight: float = 0.5
     """Of the loss of words."""
-    waypoints: float = 0.0
-    """Weight of acting on waypoints (`Policy`, decoding "waypoints"): actions of who sees nothing but the robot's state
-    and where it will be; 0: it is not learnt. It needs `ahead`, which tells where that is and needs no actions."""
-
-    @property
-    def any(self) -> bool:
-        """Whether other segments are asked for, or given, than the policy's."""
-        return self.joint + self.share > 0
-
-    @property
-    def more(self) -> bool:
-        """Whether there is more than the policy to learn."""
-        return self.any or self.waypoints > 0
+    waypoint_weight: float = 0.5
+    """Of the loss of waypoints."""
 
     def weights(self) -> dict[str, float]:
-        """Of the queries without an instruction."""
-        return {name: getattr(self, name) for name in ("world_model", "inverse", "goal_policy", "label")}
+        """{query: its weight}, in the order in which they share a batch."""
+        return {name: getattr(self, name) for name in QUERIES}
+
+    def weight_of(self, segment: Segment) -> float:
+        """Of the loss of a segment's tokens."""
+        if segment in (Segment.INSTRUCTION, Segment.PLAN):
+            return self.text_weight
+        return {Segment.FUTURE_IMAGE: self.image_weight, Segment.WAYPOINTS: self.waypoint_weight}.get(segment, 1.0)
+
+    @property
+    def plans(self) -> bool:
+        """Whether plans are asked for, or given."""
+        return self.plan + self.plan_policy + self.joint > 0
+
+    @property
+    def pictures(self) -> bool:
+        """Whether later pictures are asked for, or given."""
+        return self.world_model + self.inverse + self.goal_policy + self.label + self.joint > 0
+
+    @property
+    def states(self) -> bool:
+        """Whether robot states to come are asked for, or given."""
+        return self.waypoints + self.waypoint_policy > 0
 
     def __post_init__(self) -> None:
-        if not (0 <= self.share <= 1 and 0 <= self.joint <= 1):
-            raise ValueError(f"expected shares of the batch in [0, 1], got joint={self.joint} and share={self.share}")
-        if min(self.waypoints, *self.weights().values()) < 0 or (self.share and not sum(self.weights().values())):
-            raise ValueError(f"expected weights >= 0, not all of them 0, got {self.weights()}")
+        weights = self.weights()
+        if min(weights.values()) < 0 or not sum(weights.values()):
+            raise ValueError(f"expected weights of queries >= 0, not all of them 0, got {weights}")
+        if self.world_model + self.inverse and not self.image_tokenizer:
+            raise ValueError(
+                "the queries world_model and inverse need the codes of future images, and there is no "
+                "queries.image_tokenizer: name one (vla train-tokenizer image), or set their weights to 0"
+            )
 
 
 @dataclass(frozen=True)
@@ -93,19 +107,23 @@ class Recipe:
     """How many interchangeable masks there are; 1: one."""
     noise_candidates: int = 8
     """Noise indices that training looks at, to learn from the one that explains the sample best; 1: the one drawn."""
+    n_obs_steps: int = 1
+    """Moments that an observation has: pictures, state, and the actions executed between them."""
     width: int = 128
     layers: int = 2
     heads: int = 4
+    key_heads: int = 0
+    """Heads of keys and values (grouped-query attention); 0: as many as heads."""
+    qk_norm: bool = False
     vision: str = "keypoints"
+    shared_vision: bool = False
+    """One vision for all cameras; False: each has its own."""
     background: bool = False
     """The vision also sees how the picture differs from the dataset's mean: for cameras that stand still."""
     vocabulary: int = 512
     """Upper limit of the instruction BPE."""
     # --- diffusion ---
-    programs: Programs = field(default_factory=Programs)
-    ahead: float = 0.0
-    """Weight of saying where the robot will be (`waypoints` of vla/train/setup.py) from the summary of what is seen and
-    said; 0: it is not asked. Actions alone teach the vision late where to look: many masks can be filled without it."""
+    corruption: CorruptionConfig = field(default_factory=CorruptionConfig)
     full_steps: int = 1500
     """The first steps see no partial masks: tokens that can be guessed from their neighbours keep the network from
     looking at the picture (LOG.md)."""
@@ -122,6 +140,10 @@ class Recipe:
     """Global gradient norm."""
     ema: float = 0.999
     """Decay of the averaged weights, which are the ones that act."""
+    accumulate: int = 1
+    """Parts in which a batch is computed, one after the other, where it does not fit into memory at once."""
+    checkpointing: bool = False
+    """Compute activations again on the way back instead of keeping them: less memory, a third more time."""
     compile: bool = False
     """Compile the network for training (needs a C++ compiler on a CPU; pays on a GPU)."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -131,42 +153,35 @@ class Recipe:
     """Training pictures are moved by up to this many pixels: for when there are few demonstrations."""
     light: float = 0.0
     """Their contrast and brightness change by up to this fraction."""
-    state_dropout: float = 0.0
-    """Fraction of the training samples that do not see the robot's state, so that the picture is looked at."""
+    drop_state: float = 0.0
+    """Of the training samples, how many do not see the robot's state, so that the picture is looked at."""
+    drop_images: float = 0.1
+    """Of those that are given more than an instruction, how many do not see the pictures, so that it is heard."""
     holdout: float = 0.02
     """Fraction of episodes kept for validation."""
 
     def __post_init__(self) -> None:
-        if self.queries.waypoints and not self.ahead:
-            raise ValueError(
-                "queries.waypoints acts on what `ahead` tells, and ahead is 0: set ahead=2, or waypoints to 0"
-            )
+        if self.accumulate < 1 or self.batch_size % self.accumulate:
+            raise ValueError(f"expected accumulate to divide the batch of {self.batch_size}, got {self.accumulate}")
 
 
 def tabletop_nano() -> Recipe:
-    """The tabletop on two CPU cores: 1.0 M parameters, 64 px.
+    """The tabletop on two CPU cores: 0.8 M parameters, 64 px, chunks of 16 steps of which 4 are executed.
 
-    `vla demo`: 6,000 scenes of reach and push, 4,835 steps in 6.4 minutes on 2 cores of an Intel Xeon (AMX, bfloat16):
-    199/200 on unseen scenes, 0/200 when told about another block. All fifteen tasks: 15,000 scenes, 19,654 steps in 54
-    minutes on one core of the same machine: 84.8 % (83-86, n = 600), the shipped checkpoint `tabletop_nano`. The
-    corruption of release 0.1 came to 85.7 % (84-87) after 16,839 steps.
+    Its figures are in vla/checkpoints/tabletop_nano/README.md, and in benchmarks/results/demo.json for `vla demo`.
     """
-    return Recipe()
+    return Recipe(horizon=16)
 
 
 def tabletop_state() -> Recipe:
     """The tabletop from its state instead of pixels (environment `tabletop_state`): for ablations of the lattice."""
-    return Recipe(width=64, steps=2000, full_steps=0)
+    return Recipe(width=64, steps=2000, full_steps=0, drop_images=0)
 
 
 def metaworld_mt10_small() -> Recipe:
-    """The ten tasks of Meta-World's MT10 in one network, on two CPU cores, from 50 demonstrations a task at 96 px.
-
-    `vla reproduce metaworld_mt10_small`: 84.0 % (79-88, n = 200) after 60 minutes on 2 cores of an AMD EPYC (AVX-512,
-    bfloat16). What helped: the picture's difference from the dataset's mean, in which a puck stands out, and a summary
-    that says where the robot will be (without either 74.5 %; LOG.md).
-    """
-    return Recipe(image_size=96, layers=3, state_dropout=0.5, steps=100_000, background=True, ahead=2.0)
+    """The ten tasks of Meta-World's MT10 in one network, on two CPU cores, from 50 demonstrations a task at 96 px."""
+    queries = Queries(policy=0.6, continuation=0.2, waypoints=0.2)
+    return Recipe(image_size=96, layers=3, drop_state=0.5, steps=100_000, background=True, queries=queries)
 
 
 def metaworld_mt50_base() -> Recipe:
@@ -188,10 +203,55 @@ def metaworld_mt50_base() -> Recipe:
     )
 
 
+def base() -> Recipe:
+    """About 0.1 B parameters: cameras of 224 px with patch tokens, chunks of 50 steps, two moments. Not yet trained."""
+    return Recipe(
+        image_size=224,
+        horizon=50,
+        n_action_steps=25,
+        n_obs_steps=2,
+        width=768,
+        layers=12,
+        heads=12,
+        key_heads=4,
+        qk_norm=True,
+        vision="timm:vit_small_patch16_224",
+        shared_vision=True,
+        batch_size=256,
+        lr=3e-4,
+        warmup=2000,
+        steps=200_000,
+        full_steps=0,
+        compile=True,
+    )
+
+
+def large() -> Recipe:
+    """About 0.5 B parameters: as `base`, wider and deeper, with a larger vision. Not yet trained."""
+    return dataclasses.replace(
+        base(), width=1280, layers=24, heads=20, key_heads=5, vision="timm:vit_base_patch16_224", checkpointing=True
+    )
+
+
 def tabletop_unified() -> Recipe:
-    """Every question from one network: plans, future images, goals, inverse dynamics, labels (`vla bench queries`)."""
-    queries = Queries(joint=0.25, share=1.0, inverse=2.0, image_tokenizer="tabletop_image")
-    return Recipe(holdout=0.05, batch_size=48, ahead=2.0, queries=queries)
+    """Every query from one network: plans, waypoints, future images, goals, dynamics, labels (`benchmarks/heard.py`)."""
+    queries = Queries(
+        policy=0.2,
+        continuation=0.12,
+        infill=0.1,
+        plan=0.05,
+        plan_policy=0.1,
+        waypoints=0.05,
+        waypoint_policy=0.03,
+        world_model=0.1,
+        inverse=0.1,
+        goal_policy=0.05,
+        label=0.1,
+        joint=0.0,
+        policy_warmup_steps=500,
+        image_tokenizer="tabletop_image",
+    )
+    return Recipe(holdout=0.05, layers=3, queries=queries)
 
 
 def tabletop_test() -> Recipe:
@@ -203,7 +263,16 @@ def tabletop_test() -> Recipe:
 
 RECIPES = {
     f.__name__: f
-    for f in (tabletop_nano, tabletop_unified, tabletop_state, metaworld_mt10_small, metaworld_mt50_base, tabletop_test)
+    for f in (
+        tabletop_nano,
+        tabletop_unified,
+        tabletop_state,
+        metaworld_mt10_small,
+        metaworld_mt50_base,
+        base,
+        large,
+        tabletop_test,
+    )
 }
 
 

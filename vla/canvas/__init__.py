@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The language every room speaks: lattice states, segments, layouts."""
+"""The language every room speaks: what is known of a token, which segments there are, what a query gives and asks."""
 
-from vla.canvas.lattice import Provenance, State, climb, descend, hidden, is_complete, revealed
-from vla.canvas.layout import Layout, Segment, attention_mask
+from vla.canvas.lattice import Provenance, State, all_masked, remask, unmask, unmasked
 from vla.canvas.numerals import Numerals
+from vla.canvas.segments import Layout, Segment, block_mask
 
 __all__ = [
     "Layout",
@@ -11,10 +11,9 @@ __all__ = [
     "Provenance",
     "Segment",
     "State",
-    "attention_mask",
-    "climb",
-    "descend",
-    "hidden",
-    "is_complete",
-    "revealed",
+    "all_masked",
+    "block_mask",
+    "remask",
+    "unmask",
+    "unmasked",
 ]

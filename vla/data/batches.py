@@ -109,8 +109,8 @@ class Batches:
             raise ValueError(f"expected a batch size that {part[1]} processes can share, got {batch_size}")
         self.plans, self.future, self.moments, self.waypoints = plans, future, moments, tuple(waypoints)
         self._part = slice(part[0], None, part[1])
-        free = np.zeros(0, np.int64) if action_free is None else np.asarray(action_free)
-        self._trusted = _trusted(len(cache.episode_from), free)
+        self.free = np.zeros(0, np.int64) if action_free is None else np.asarray(action_free)
+        self._trusted = _trusted(len(cache.episode_from), self.free)
         self._labelled = self._trusted & ~cache.dynamics_only
         self.samples = np.concatenate([np.arange(cache.episode_from[e], cache.episode_to[e]) for e in chosen])
         self.steps_per_epoch = len(self.samples) / batch_size

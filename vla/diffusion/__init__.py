@@ -1,20 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is corrupted (`programs`), how it is learnt (`loss`), how it is filled (`sampler`); `noise` serves all three."""
+"""What is masked and how it is learnt (`corruption`), how it is filled (`sampler`); `noise` serves both."""
 
-from vla.diffusion.loss import digit_losses, losses, quality_loss, total_loss
-from vla.diffusion.programs import PLAIN, Corrupted, Programs, corrupt
+from vla.diffusion.corruption import (
+    UNIFORM_MASKING,
+    Corrupted,
+    CorruptionConfig,
+    corrupt,
+    denoising_losses,
+    digit_losses,
+    total_loss,
+)
 from vla.diffusion.sampler import Sample, Sampling, sample
 
 __all__ = [
-    "PLAIN",
+    "UNIFORM_MASKING",
     "Corrupted",
-    "Programs",
+    "CorruptionConfig",
     "Sample",
     "Sampling",
     "corrupt",
+    "denoising_losses",
     "digit_losses",
-    "losses",
-    "quality_loss",
     "sample",
     "total_loss",
 ]

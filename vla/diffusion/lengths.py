@@ -17,18 +17,50 @@ Numbers of tokens: 0 is [delete] (the tokenizer's padding), 1..V-1 words, V is [
 Shapes: B samples, K copies, L words of a clean text, N positions of the canvas, D digits.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from vla import randomness
-from vla.canvas import State, hidden, revealed
-from vla.diffusion.programs import COPIES, Corrupted
+from vla.canvas import State, all_masked, unmasked
+from vla.diffusion.corruption import COPIES, Corrupted
+from vla.model import Tokens
+from vla.model.embedding import DigitHead
 
 DELETE = 0
 START = 4
 """How many masks a text begins with."""
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Tokens of a text and their digits, as tables. V words, D = 2 digits of `base` values."""
+
+    digits_of: Tensor
+    """int64 (V + 1, D): of each token; the last one is [expand]."""
+    token_of: Tensor
+    """int64 (base, base): of each pair of digits."""
+
+    @property
+    def expand(self) -> int:
+        return len(self.digits_of) - 1
+
+    def tokens(self, ids_BL: Tensor) -> Tokens:
+        """Texts that are given, int64 (B, L), 0 behind the end."""
+        return Tokens(unmasked(self.digits_of[ids_BL].unsqueeze(2)), ids_BL != 0)
+
+
+@dataclass(frozen=True)
+class Written:
+    """A text that was written."""
+
+    ids_BN: Tensor
+    """int64, 0 behind the end."""
+    confidence_BN: Tensor
+    """float in [0, 1]: of each word when it was written; 1 behind the end."""
+    used: float
+    """Of the positions that were denoised on the way, the share that the words at the end needed: 1 is no waste."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +70,19 @@ class Text:
     state: State
     there_BN: Tensor
     """bool."""
+    sure_BN: Tensor
+    """float, the confidence of words when they were kept; 1 elsewhere."""
+    slots: tuple[Tensor, ...] = ()
+    """int64 (B,): of each denoising step so far, how many positions there were."""
+
+    def tokens(self) -> Tokens:
+        """As it is read once it is finished: words first, nothing behind them."""
+        done_BN = self.there_BN & (self.state.known_BNS[..., 0] == self.state.depth)
+        order_BN = (~done_BN).long().argsort(dim=1, stable=True)
+        digits_BND = self.state.digits_BNSD[:, :, 0]
+        digits_BND = digits_BND.gather(1, order_BN.unsqueeze(-1).expand_as(digits_BND))
+        there_BN = done_BN.gather(1, order_BN)
+        return Tokens(unmasked(digits_BND.unsqueeze(2)), there_BN)
 
     @property
     def masked_BN(self) -> Tensor:
@@ -48,7 +93,8 @@ class Text:
 def blank(batch: int, positions: int, depth: int, device: torch.device | str = "cpu") -> Text:
     """The beginning: START masks."""
     there_BN = (torch.arange(positions, device=device) < START).expand(batch, -1)
-    return Text(hidden((batch, positions, 1), depth, device), there_BN)
+    sure_BN = torch.ones(batch, positions, device=device)
+    return Text(all_masked((batch, positions, 1), depth, device), there_BN, sure_BN)
 
 
 def masks_for(words: int, masks: int) -> list[int]:
@@ -60,11 +106,11 @@ def masks_for(words: int, masks: int) -> list[int]:
 
 def corrupt_text(
     ids_BL: Tensor, key_B: Tensor, digits_of: Tensor, expand: int, positions: int, full: float = 0.5
-) -> tuple[Corrupted, Tensor]:
-    """Hide words of clean texts, int64 (B, L), ended by zeros. Returns (what is asked, there_BN) of B * K rows.
+) -> Corrupted:
+    """Mask words of clean texts, int64 (B, L), ended by zeros.
 
-    The first copy hides everything, behind START masks with probability `full`; the others hide some of the words. A
-    stretch of hidden words stands behind as many masks, half of the time, or behind more or fewer. `digits_of`: int64
+    The first copy masks everything, behind START masks with probability `full`; the others mask some of the words. A
+    stretch of masked words stands behind as many masks, half of the time, or behind more or fewer. `digits_of`: int64
     (V + 1, D), the digits of each token. ValueError for a text that does not fit.
     """
     if int((ids_BL != 0).sum(1).max()) > positions:
@@ -78,10 +124,9 @@ def corrupt_text(
     shown, target, there = (torch.tensor(x, device=ids_BL.device) for x in zip(*rows, strict=True))
     digits_BNSD = digits_of[target.clamp(min=0)].unsqueeze(2)
     depth = digits_BNSD.shape[-1]
-    state = revealed(digits_of[shown.clamp(min=0)].unsqueeze(2), (depth * (shown >= 0)).unsqueeze(2))
+    state = unmasked(digits_of[shown.clamp(min=0)].unsqueeze(2), (depth * (shown >= 0)).unsqueeze(2))
     asked_BNSD = ((target >= 0) & (shown < 0))[:, :, None, None].expand_as(digits_BNSD)
-    nothing = torch.zeros_like(asked_BNSD)
-    return Corrupted(state, digits_BNSD, asked_BNSD, nothing, nothing), there
+    return Corrupted(state, digits_BNSD, asked_BNSD, there)
 
 
 def _corrupt_row(
@@ -145,5 +190,50 @@ def rewrite(text: Text, ids_BN: Tensor, decided_BN: Tensor, digits_of: Tensor, e
     there_BN = place_1N < width_BN.sum(1, keepdim=True)
     known_BN = known_BN.gather(1, source_BN) * there_BN
     digits_BND = digits_BND.gather(1, source_BN.unsqueeze(-1).expand(-1, -1, depth))
-    state = revealed(digits_BND.unsqueeze(2), known_BN.unsqueeze(2))
-    return Text(state, there_BN)
+    state = unmasked(digits_BND.unsqueeze(2), known_BN.unsqueeze(2))
+    return replace(text, state=state, there_BN=there_BN)
+
+
+def keep_words(
+    head: DigitHead, h_BNW: Tensor, text: Text, words: Vocabulary, later: int, temperature: float, key_B: Tensor
+) -> Text:
+    """One denoising step of a text: all changes of its length, and the surest words, the rest in `later` more steps."""
+    features = head.features(h_BNW)
+    digits, confidence_BN = text.state.digits_BNSD, torch.ones(h_BNW.shape[:2], device=h_BNW.device)
+    for d in range(head.layout.digits):
+        logits_BNV = head.digit_logits(features, d, digits)[:, :, 0]
+        p_BNV, scores_BNV = logits_BNV.softmax(-1), logits_BNV
+        if temperature > 0:
+            noise = randomness.gumbel(key_B, f"word digit {d}", *logits_BNV.shape[1:])
+            scores_BNV = logits_BNV.double() / temperature + noise
+        best_BN = scores_BNV.argmax(-1)
+        digits = torch.cat([digits[..., :d], best_BN[:, :, None, None], digits[..., d + 1 :]], dim=-1)
+        confidence_BN = confidence_BN * p_BNV.gather(-1, best_BN.unsqueeze(-1)).squeeze(-1)
+    ids_BN = words.token_of[digits[:, :, 0, 0], digits[:, :, 0, 1]]
+    masked_BN = text.masked_BN
+    special_BN = masked_BN & ((ids_BN == DELETE) | (ids_BN == words.expand))
+    score_BN = torch.where(masked_BN & ~special_BN, confidence_BN, -1.0)
+    rank_BN = score_BN.argsort(dim=1, descending=True, stable=True).argsort(dim=1, stable=True)
+    quota_B1 = ((masked_BN & ~special_BN).sum(1, keepdim=True) + later) // (later + 1)
+    decided_BN = special_BN | (masked_BN & (rank_BN < quota_B1))
+    # A word keeps its place in the row until the row is rewritten, so its confidence travels as a digit would.
+    marked_BN = torch.where(decided_BN & ~special_BN, confidence_BN, text.sure_BN)
+    after = rewrite(text, ids_BN, decided_BN, words.digits_of, words.expand)
+    drops_BN = decided_BN & masked_BN & (ids_BN == DELETE)
+    was_word_BN = text.there_BN & ~drops_BN & (~masked_BN | (decided_BN & (ids_BN != words.expand)))
+    is_word_BN = after.there_BN & (after.state.known_BNS[..., 0] > 0)
+    sure_BN = torch.ones_like(marked_BN)
+    sure_BN[is_word_BN] = marked_BN[was_word_BN]  # words keep their order
+    return replace(after, sure_BN=sure_BN, slots=(*text.slots, text.there_BN.sum(1)))
+
+
+def written(text: Text, words: Vocabulary) -> Written:
+    """The words that were written; masks that were never decided are no words."""
+    done_BN = text.there_BN & (text.state.known_BNS[..., 0] == text.state.depth)
+    digits_BND = text.state.digits_BNSD[:, :, 0]
+    ids_BN = torch.where(done_BN, words.token_of[digits_BND[..., 0], digits_BND[..., 1]], 0)
+    order = (~done_BN).long().argsort(dim=1, stable=True)
+    ids_BN, confidence_BN = ids_BN.gather(1, order), torch.where(done_BN, text.sure_BN, 1.0).gather(1, order)
+    slots_BT = torch.stack(text.slots, dim=1)
+    needed_BT = torch.minimum(slots_BT, done_BN.sum(1, keepdim=True))
+    return Written(ids_BN, confidence_BN, float(needed_BT.sum()) / max(int(slots_BT.sum()), 1))

@@ -1,200 +1,258 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The sampler: descend the lattice from what is given to a full canvas, in a fixed number of evaluations.
+"""The sampler: fills what is asked, coarse digits first, the surest first. One for all segments and all queries.
 
     for t in 1..T:
-        draw a noise index anew (or use the plain mask)
-        h = model.decode(prefix, state)                      one evaluation of the network
-        draw every hidden digit from p(digit | h, digits before it), and note its confidence
-        keep the digits that the schedule asks for, most confident first; forget the rest
-    for each revision:                                       two evaluations
-        ask the quality head about every digit; what it doubts climbs (a doubted fine digit one rung, a doubted
-        coarse digit to the top) and is marked SUSPECT
-        fill it again
+        redraw the noise index                                      one for the whole canvas
+        h = model.decode(context, the segments whose turn it is)    one denoising step for all of them
+        of each segment and each digit level, keep what the schedule asks for, the most confident first
+    for each of the revisions:
+        remask what was kept with less confidence than `remask_below`, and fill it again in one step
 
-Schedule: coarse digits everywhere first, then fine ones. T = 1 keeps everything at once; T = 2 keeps all coarse digits,
-then all fine ones; T = 4 keeps half of the coarse digits, the rest, half of the fine ones, the rest (cosine steps:
-few first, when little is known; Chang et al. 2022). What is given (COMMITTED) is never touched.
+What is known beforehand (committed actions, some of the actions) stays; limits mask the logits of actions at every step
+(limits.py). A turn is a span of steps: `together` fills several segments at once, and a half-known plan already shapes
+the actions (joint denoising; UD-VLA, arXiv 2511.01718, sec. 3.3); `sequential` finishes a segment before the next one
+begins, and reads it as if it had been given. Texts find their length on the way (lengths.py).
 
-    max-confidence        order="confidence"; `anneal` cools the temperature linearly over the evaluations
-    ancestral             order="random", temperature=1: which digits are kept does not depend on what was drawn
-    coarse to fine        evaluations=2
-    one evaluation        evaluations=1, noise=True: a mixture over the noise index (noise.py)
-    adaptive early stop   stop_at=0.9: once every row is that sure of all that is hidden, it is kept at once
-
-There is no host synchronisation (but for `stop_at`), no Python loop over rows, and the randomness of a row is a
-function of its key.
+Shapes: B rows, N positions, S sub-tokens, D digits, V base.
 """
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from vla import randomness
-from vla.canvas import State, climb, descend, hidden
+from vla.canvas import Segment, State, all_masked, remask, unmask
 from vla.diffusion.domain import Domain, choose, narrow
+from vla.diffusion.lengths import Text, Vocabulary, Written, blank, keep_words, written
 from vla.diffusion.noise import redraw
-from vla.model import LatticeModel, Prefix
+from vla.model import Context, LatticeModel, Tokens
 from vla.model.embedding import DigitHead
+
+TEXTS = (Segment.INSTRUCTION, Segment.PLAN)
+TEXT_STEPS = 5
+"""Denoising steps of a text, whose length has to be found first."""
+Turns = Mapping[Segment, tuple[int, int]]
+"""Of each segment that is asked, the first and the last denoising step of its turn, from 1."""
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to fill a canvas."""
+    """How to fill what is asked."""
 
-    evaluations: int = 2
-    """T, evaluations of the network (NFE), >= 1, not counting revisions."""
+    num_inference_steps: int = 2
+    """T, denoising steps, >= 1, not counting revisions. (NFE in papers.)"""
     temperature: float = 0.0
     """0: the most likely digit. > 0: sampled (Gumbel-max in float64)."""
-    anneal: bool = False
-    """Cool the temperature linearly, from `temperature` to `temperature` / T."""
     noise: bool = False
-    """Draw a noise index for each evaluation (one evaluation becomes multimodal); False: the plain mask."""
-    order: Literal["confidence", "random"] = "confidence"
-    """Which digits are kept first."""
+    """Draw a noise index for each step (one step becomes multimodal); False: the plain mask."""
     single_mask: bool = False
-    """Keep whole tokens (the two-rung lattice) instead of coarse digits everywhere first."""
-    stop_at: float = 1.0
-    """Stop early once all hidden digits are at least this probable in all rows; 1: never (needs a host sync if < 1)."""
+    """Keep whole tokens (the two-level lattice) instead of coarse digits everywhere first."""
     revisions: int = 0
-    """How often doubted digits are taken back and filled again, two evaluations each."""
-    doubt: float = 0.5
-    """A digit that is true with less than this probability is taken back."""
+    """How often doubted tokens are remasked and filled again, one step each."""
+    remask_below: float = 0.5
+    """A token is doubted if it was kept with less than this probability."""
     expectation: bool = True
-    """Decode the last digit as its expectation inside the coarse bin, not as the middle of the likeliest bin."""
+    """At temperature 0, decode the last digit as its expectation inside the coarse bin, not as the middle of the
+    likeliest bin. A digit that was sampled stays the one that was sampled."""
 
     def __post_init__(self) -> None:
-        if self.evaluations < 1 or self.revisions < 0:
+        if self.num_inference_steps < 1 or self.revisions < 0 or self.temperature < 0:
             raise ValueError(
-                f"evaluations must be at least 1 and revisions at least 0, got {self.evaluations}, {self.revisions}"
+                "expected num_inference_steps >= 1, revisions >= 0 and temperature >= 0, got "
+                f"{self.num_inference_steps}, {self.revisions}, {self.temperature}"
             )
-        if self.order not in ("confidence", "random"):
-            raise ValueError(f"order must be 'confidence' or 'random', got {self.order!r}")
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A full canvas and how it was decided. B rows, N positions, S sub-tokens."""
+    """A segment that is filled, and how it was decided. B rows, N positions, S sub-tokens."""
 
     state: State
     confidence_BNS: Tensor
     """float, product of the probabilities of the token's digits when they were kept; 1 for given tokens."""
-    fine_offset_BNS: Tensor
-    """float, expectation of the last digit minus the digit kept, in last-digit units; 0 for given tokens."""
-    evaluations: int
-    """How many evaluations it took."""
-    near_BNS: Tensor | None = None
-    """float, how probable the coarse digit was to be the one kept or one beside it, when it was kept; 1 if given.
+    near_BNS: Tensor
+    """float, how probable the coarse digit was to be the one kept or one beside it, when it was kept; 1 if given; of a
+    dimension with two or three values, how probable the one kept was.
 
     The product of all digits asks for one value in 256; this asks for the action, up to the width of a coarse bin."""
+    offset_BNS: Tensor
+    """float, expectation of the last digit minus the digit kept, in last-digit units; 0 for given and sampled tokens."""
+
+    @classmethod
+    def of(cls, state: State) -> "Sample":
+        """Before anything is decided."""
+        ones = torch.ones(state.known_BNS.shape, device=state.known_BNS.device)
+        return cls(state, ones, ones, torch.zeros_like(ones))
 
 
-Trace = Callable[[int, State, Tensor], None]
-"""Called after each evaluation that fills with (its number from 1, the state, confidence (B, N, S))."""
+@dataclass(frozen=True)
+class Samples:
+    """All that was asked for."""
+
+    segments: dict[Segment, Sample]
+    texts: dict[Segment, Written] = field(default_factory=dict)
+    steps: int = 0
+    """Denoising steps that were taken."""
 
 
-def kept_fraction(evaluation: int, evaluations: int, depth: int, single_mask: bool = False) -> list[float]:
-    """After `evaluation` (1..T), which fraction of each digit level is kept: D numbers in [0, 1]."""
+Trace = Callable[[int, Mapping[Segment, Sample]], None]
+"""Called after each denoising step with (its number from 1, what is known then)."""
+
+
+def together(asked: Sequence[Segment], steps: int) -> Turns:
+    """All segments are ready at the same time. Texts and pictures begin at once, actions take the last `steps`.
+
+    With a text there are at least TEXT_STEPS.
+    """
+    last = max(steps, TEXT_STEPS) if set(TEXTS) & set(asked) else steps
+    return {segment: (last - steps + 1 if segment is Segment.ACTION else 1, last) for segment in asked}
+
+
+def sequential(asked: Sequence[Segment], steps: int) -> Turns:
+    """One segment after the other, `steps` each, but at least TEXT_STEPS for a text."""
+    turns, last = {}, 0
+    for segment in sorted(asked):
+        first, last = last + 1, last + (max(steps, TEXT_STEPS) if segment in TEXTS else steps)
+        turns[segment] = (first, last)
+    return turns
+
+
+def kept_fraction(step: int, steps: int, depth: int, single_mask: bool = False) -> list[float]:
+    """After `step` (1..T), which fraction of each digit level is kept: D numbers in [0, 1]."""
     if single_mask:
-        return kept_fraction(evaluation, evaluations, 1) * depth
-    progress = depth * evaluation / evaluations
-    fractions = [min(max(progress - d, 0.0), 1.0) for d in range(depth)]
-    if evaluations < depth:  # fewer evaluations than levels: the last one keeps everything
-        return [1.0] * depth if evaluation == evaluations else fractions
+        return kept_fraction(step, steps, 1) * depth
+    fractions = [min(max(depth * step / steps - d, 0.0), 1.0) for d in range(depth)]
+    if steps < depth:  # fewer steps than levels: the last one keeps everything
+        return [1.0] * depth if step == steps else fractions
     return [1 - math.cos(f * math.pi / 2) if f < 1 else 1.0 for f in fractions]
 
 
 @torch.no_grad()
 def sample(
     model: LatticeModel,
-    prefix: Prefix,
+    context: Context,
     key_B: Tensor,
+    asked: Sequence[Segment],
     sampling: Sampling,
-    given: State | None = None,
+    given: Mapping[Segment, State] | None = None,
+    limits: Domain | None = None,
+    vocabulary: Vocabulary | None = None,
+    turns: Turns | None = None,
     trace: Trace | None = None,
-    limits: Domain | None = None,
-) -> Sample:
-    """Fill the canvas. `key_B`: int64 (B,), one key a row. `given`: what is known beforehand (nothing by default).
+) -> Samples:
+    """Fill the segments that are `asked`. `key_B`: int64 (B,), one key a row, all its randomness.
 
-    `limits`: which tokens may be chosen (limits.py), at every evaluation. ValueError when what is given breaks them.
+    `given`: what of a segment is known beforehand. `limits`: which actions may be chosen. `vocabulary`: of texts.
+    `turns`: when each segment is filled; all together by default. ValueError when what is given breaks the limits, and
+    for a text without a vocabulary.
     """
-    if limits is not None and given is not None:
-        narrow(limits, model.config.layout.unfold(given.digits_BNSD), model.config.layout.unfold(given.known_BNS))
-    if sampling.revisions and model.quality is None:
-        raise ValueError("revision needs a quality head, and this model was trained without; set revisions to 0")
-    layout = model.config.layout
-    shape_BNS = (key_B.shape[0], layout.positions, layout.sub_tokens)
-    state = hidden(shape_BNS, layout.digits, key_B.device) if given is None else given
-    now = Sample(state, torch.ones(shape_BNS, device=key_B.device), torch.zeros(shape_BNS, device=key_B.device), 0)
+    turns = turns or together(asked, sampling.num_inference_steps)
+    if vocabulary is None and set(TEXTS) & set(turns):
+        raise ValueError("a text is asked for, and there is no vocabulary to write it in")
+    now, texts = _begin(model, key_B, turns, given or {})
+    if limits is not None and given and Segment.ACTION in given:
+        state, layout = given[Segment.ACTION], model.config.layout
+        narrow(limits, layout.unfold(state.digits_BNSD), layout.unfold(state.known_BNS))  # ValueError if they break
+    bounds = {Segment.ACTION: limits}
 
-    for t in range(1, sampling.evaluations + 1):
-        fractions = kept_fraction(t, sampling.evaluations, layout.digits, sampling.single_mask)
-        cooled = 1 - (t - 1) / sampling.evaluations if sampling.anneal else 1.0
-        now, sure = fill(
-            model, prefix, now, randomness.fold(key_B, t), sampling, sampling.temperature * cooled, fractions, limits
-        )
+    def denoise(key_t: Tensor, segments: Sequence[Segment], keep: Mapping[Segment, list[float] | int]) -> None:
+        """One step of `segments`; of those in `keep`, the fractions or the steps left say how much is kept."""
+        states = {s: texts[s].state if s in texts else now[s].state for s in segments}
+        if model.config.noise_indices > 1:
+            states = {s: redraw(x, key_t, model.config.noise_indices, sampling.noise) for s, x in states.items()}
+        hidden = model.decode(context, states, {s: texts[s].there_BN for s in segments if s in texts})
+        for segment, amount in keep.items():
+            head, key_s = model.head_of(segment), randomness.fold(key_t, int(segment))
+            if isinstance(amount, int):
+                assert vocabulary is not None
+                texts[segment] = keep_words(
+                    head, hidden[segment], texts[segment], vocabulary, amount, sampling.temperature, key_s
+                )
+            else:
+                now[segment] = keep_digits(
+                    head, hidden[segment], now[segment], key_s, sampling, amount, bounds.get(segment)
+                )
+
+    last = max(end for _, end in turns.values())
+    read: set[Segment] = set()
+    for t in range(1, last + 1):
+        for segment in sorted(turns):  # what is finished is read, as far as all before it are
+            if turns[segment][1] >= t:
+                break
+            if segment not in read:
+                tokens = texts[segment].tokens() if segment in texts else Tokens(now[segment].state)
+                context = model.read(context, {segment: tokens})
+                read.add(segment)
+        begun = sorted(s for s, (first, _) in turns.items() if first <= t and s not in read)
+        keep: dict[Segment, list[float] | int] = {}
+        for segment in begun:
+            first, end = turns[segment]
+            if t > end:
+                continue
+            if segment in texts:
+                keep[segment] = end - t
+            else:
+                depth = now[segment].state.depth
+                keep[segment] = kept_fraction(t - first + 1, end - first + 1, depth, sampling.single_mask)
+        denoise(randomness.fold(key_B, t), begun, keep)
         if trace is not None:
-            trace(now.evaluations, now.state, now.confidence_BNS)
-        if sure:
-            break
-    for _ in range(sampling.revisions):
-        now = take_back(model, prefix, now, sampling.doubt)
-        key_t = randomness.fold(key_B, now.evaluations + 1)
-        now, _ = fill(model, prefix, now, key_t, sampling, 0.0, [1.0] * layout.digits, limits)
+            trace(t, now)
+    for revision in range(sampling.revisions):
+        open_ = sorted(s for s in now if s not in read)
+        for segment in open_:
+            now[segment] = doubt(now[segment], sampling.remask_below)
+        everything: dict[Segment, list[float] | int] = {s: [1.0] * now[s].state.depth for s in open_}
+        behind = sorted({*open_, *(s for s in texts if s not in read)})
+        denoise(randomness.fold(key_B, last + 1 + revision), behind, everything)
         if trace is not None:
-            trace(now.evaluations, now.state, now.confidence_BNS)
-    return now
+            trace(last + 1 + revision, now)
+    found = {s: written(text, vocabulary) for s, text in texts.items() if vocabulary is not None}
+    return Samples(now, found, last + sampling.revisions)
 
 
-def fill(
-    model: LatticeModel,
-    prefix: Prefix,
-    now: Sample,
-    key_B: Tensor,
-    sampling: Sampling,
-    temperature: float,
-    fractions: list[float],
-    limits: Domain | None = None,
-) -> tuple[Sample, bool]:
-    """One evaluation. Returns the sample, and whether it stopped early because all rows were sure."""
-    state = redraw(now.state, key_B, model.config.noise_indices, sampling.noise)
-    h_BNW = model.decode(prefix, state)
-    return decide(model.head, h_BNW, replace(now, state=state), key_B, sampling, temperature, fractions, limits)
+def _begin(
+    model: LatticeModel, key_B: Tensor, turns: Turns, given: Mapping[Segment, State]
+) -> tuple[dict[Segment, Sample], dict[Segment, Text]]:
+    now: dict[Segment, Sample] = {}
+    texts: dict[Segment, Text] = {}
+    for segment in turns:
+        layout = model.head_of(segment).layout
+        if segment in TEXTS:
+            texts[segment] = blank(len(key_B), layout.positions, layout.digits, key_B.device)
+        else:
+            state = given.get(segment)
+            nothing = all_masked(layout.shape(len(key_B)), layout.digits, key_B.device)
+            now[segment] = Sample.of(nothing if state is None else state)
+    return now, texts
 
 
-def decide(
+def keep_digits(
     head: DigitHead,
     h_BNW: Tensor,
     now: Sample,
     key_B: Tensor,
     sampling: Sampling,
-    temperature: float,
     fractions: list[float],
     limits: Domain | None = None,
-) -> tuple[Sample, bool]:
-    """What an evaluation `h_BNW` of the network says about the hidden digits: of each digit level a fraction is kept.
-
-    Returns the sample, and whether all rows were so sure that everything was kept.
-    """
+) -> Sample:
+    """What a denoising step `h_BNW` says about the masked digits: of each digit level a fraction is kept."""
     state, depth, layout = now.state, now.state.depth, head.layout
     if limits is not None:
         limits = narrow(limits, layout.unfold(state.digits_BNSD), layout.unfold(state.known_BNS), check=False)
 
-    # === 1. What the network says, for every digit ===
+    # === 1. A proposal for every masked digit, coarse before fine, each given those before it ===
     features = head.features(h_BNW)
-
-    # === 2. A proposal for every hidden digit, coarse before fine ===
     proposal, levels, visible = state.digits_BNSD, [], state.visible_BNSD()
     for d in range(depth):
         logits_BNSV = head.digit_logits(features, d, proposal)
         scores = logits_BNSV
-        if temperature > 0:
+        if sampling.temperature > 0:
             noise = randomness.gumbel(key_B, f"digit {d}", *logits_BNSV.shape[1:])
-            scores = logits_BNSV.double() / temperature + noise
+            scores = logits_BNSV.double() / sampling.temperature + noise
         if limits is None:
             chosen = scores.argmax(-1)
         else:
@@ -207,49 +265,54 @@ def decide(
         proposal = torch.cat([proposal[..., :d], chosen.unsqueeze(-1), proposal[..., d + 1 :]], dim=-1)
         levels.append(probability.gather(-1, chosen.unsqueeze(-1)).squeeze(-1))
         if d == 0:
-            close_BNS = _within_one(probability, chosen)
+            close_BNS = _within_one(probability, chosen, head)
     values = torch.arange(layout.base, device=key_B.device, dtype=probability.dtype)
     proposed_offset = probability @ values - chosen.to(probability.dtype)  # of the last digit
+    if sampling.temperature > 0:
+        proposed_offset = torch.zeros_like(proposed_offset)
 
-    # === 3. Keep what the schedule asks for, most confident first ===
-    sure = sampling.stop_at < 1 and bool(
-        torch.stack([(levels[d] >= sampling.stop_at) | visible[..., d] for d in range(depth)]).all()
-    )
-    kept, confidence, offset = state.known_BNS, now.confidence_BNS, now.fine_offset_BNS
-    near_BNS = torch.ones_like(confidence) if now.near_BNS is None else now.near_BNS
-    for d, fraction in enumerate([1.0] * depth if sure else fractions):
+    # === 2. Keep what the schedule asks for, most confident first ===
+    kept, confidence, near, offset = state.known_BNS, now.confidence_BNS, now.near_BNS, now.offset_BNS
+    for d, fraction in enumerate(fractions):
         candidate = kept == d  # the digits before d are known or just kept
-        in_order = sampling.order == "confidence"
-        score = levels[d] if in_order else randomness.uniform(key_B, "order", *kept.shape[1:])  # one order a step
-        score = torch.where(candidate, score, -1.0).flatten(1)
+        score = torch.where(candidate, levels[d], -1.0).flatten(1)
         rank = score.argsort(dim=1, descending=True, stable=True).argsort(dim=1, stable=True).view_as(kept)
         done = (kept > d).flatten(1).sum(1)
         quota = (math.ceil(fraction * kept[0].numel()) - done).clamp(min=0)[:, None, None]
         newly = candidate & (rank < quota)
         confidence = torch.where(newly, confidence * levels[d], confidence)
         if d == 0:
-            near_BNS = torch.where(newly, close_BNS, near_BNS)
+            near = torch.where(newly, close_BNS, near)
         if d == depth - 1:
             offset = torch.where(newly, proposed_offset, offset)
         kept = torch.where(newly, d + 1, kept)
-    return Sample(descend(state, proposal, kept), confidence, offset, now.evaluations + 1, near_BNS), sure
+    return Sample(unmask(state, proposal, kept), confidence, near, offset)
 
 
-def _within_one(probability_BNSV: Tensor, chosen_BNS: Tensor) -> Tensor:
-    """The probability of the chosen value and the two beside it."""
+def _within_one(probability_BNSV: Tensor, chosen_BNS: Tensor, head: DigitHead) -> Tensor:
+    """The probability of the chosen value and the two beside it; of the chosen one alone where there are two or three."""
     padded = F.pad(probability_BNSV, (1, 1))
     around = padded[..., :-2] + padded[..., 1:-1] + padded[..., 2:]
-    return around.gather(-1, chosen_BNS.unsqueeze(-1)).squeeze(-1).clamp(max=1.0)
+    few_A = head.allowed_ADV[:, 0].sum(-1) <= 3
+    few_BNS = head.layout.fold(few_A.expand(len(chosen_BNS), head.layout.horizon, -1))
+    mass = torch.where(few_BNS.unsqueeze(-1), probability_BNSV, around)
+    return mass.gather(-1, chosen_BNS.unsqueeze(-1)).squeeze(-1).clamp(max=1.0)
 
 
-def take_back(model: LatticeModel, prefix: Prefix, now: Sample, doubt: float) -> Sample:
-    """One evaluation: what the quality head doubts climbs. A doubted coarse digit takes the digits after it along."""
-    assert model.quality is not None
-    state = now.state.with_noise(torch.zeros_like(now.state.noise_BNS))
-    true_BNSD = model.quality(model.decode(prefix, state)).sigmoid()
-    trusted_BNS = (true_BNSD >= doubt).long().cumprod(-1).sum(-1)  # how many leading digits are believed
-    climbed = climb(state, (state.known_BNS - trusted_BNS).clamp(min=0), suspect=True)
-    taken = climbed.known_BNS < state.known_BNS
-    confidence, offset = torch.where(taken, 1.0, now.confidence_BNS), torch.where(taken, 0.0, now.fine_offset_BNS)
-    near_BNS = now.near_BNS if now.near_BNS is None else torch.where(climbed.known_BNS == 0, 1.0, now.near_BNS)
-    return Sample(climbed, confidence, offset, now.evaluations + 1, near_BNS)
+def doubt(now: Sample, below: float) -> Sample:
+    """Remask the tokens that were kept with less than this confidence. What was given stays.
+
+    The confidence is that of the moment when a token was kept; a masked model is as sure of false visible tokens as of
+    true ones (Diffusion in Diffusion, arXiv 2601.13599, likewise keeps the snapshot).
+    """
+    taken = now.confidence_BNS < below
+    state = remask(now.state, now.state.depth * taken.long())
+    taken = state.known_BNS < now.state.known_BNS
+    one, none = torch.ones_like(now.confidence_BNS), torch.zeros_like(now.offset_BNS)
+    return replace(
+        now,
+        state=state,
+        confidence_BNS=torch.where(taken, one, now.confidence_BNS),
+        near_BNS=torch.where(taken, one, now.near_BNS),
+        offset_BNS=torch.where(taken, none, now.offset_BNS),
+    )

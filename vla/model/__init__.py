@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The network: vision, lattice embedding, transformer, digit head. It knows no robot and no dataset."""
+"""The network: vision, lattice embedding, transformer, digit heads. It knows no robot and no dataset."""
 
-from vla.model.segments import Given
-from vla.model.transformer import LatticeModel, ModelConfig, Prefix
+from vla.model.transformer import Context, LatticeModel, ModelConfig, Observed, Tokens
 
-__all__ = ["Given", "LatticeModel", "ModelConfig", "Prefix"]
+__all__ = ["Context", "LatticeModel", "ModelConfig", "Observed", "Tokens"]

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Weights of few bits: eight, a scale a row; or four, a scale for every 32 of a row. torchao does the arithmetic.
 
-Matrices of the transformer, of the reader and of the summary become integers; heads, embeddings and norms stay numbers,
+Matrices of the transformer, of the pooling and of the summary become integers; heads, embeddings and norms stay numbers,
 stored in 16 bits: a digit hangs on small differences there, and they are a sixth of the weights. A layer that costs too
 much (vla/train/quantize.py asks each) stays a number as well.
 
@@ -25,7 +25,7 @@ SCALE, LOW = ".scale", ".low_bit"
 
 def candidates(model: nn.Module) -> list[str]:
     """Names of the matrices that may become integers: all linear layers but those of the heads, and tiny ones."""
-    kept = ("head", "quality", "ahead", "ports", "state")
+    kept = ("heads", "state", "executed", "places")
     return [
         name
         for name, module in model.named_modules()

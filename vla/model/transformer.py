@@ -1,18 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The model: one transformer that reads a prefix once and fills a canvas of masked tokens.
+"""The model: one transformer that reads segments into a context and denoises the masked ones behind it.
 
-    prefix = model.encode(images, state, words)    # images, robot state, instruction: keys and values, computed once
-    h      = model.decode(prefix, canvas_state)    # as often as there are denoising steps
-    logits = model.head(h, digits)                 # which digit?
-    truth  = model.quality(h)                      # is the digit that is shown the true one?
+    context = model.read(None, {Segment.INSTRUCTION: tokens, Segment.OBSERVATION: observed})
+    context = model.read(context, {Segment.PLAN: tokens})      # whatever else is given, or has just been decided
+    hidden  = model.decode(context, {Segment.ACTION: state})   # one denoising step, as often as there are
+    logits  = model.head_of(Segment.ACTION)(hidden[Segment.ACTION], digits)
 
-That is a policy, and all that acting costs. A unified model has further segments (`vla/model/segments.py`): what is
-given joins the prefix, `encode(..., given)`; what is asked are blocks, `decode_blocks(prefix, {segment: state})`, each
-with a port of its own. Blocks are bidirectional inside and causal between, as `vla.canvas.layout.ATTENDS` says.
+There is no other way through the network. `read` appends the keys and values of fully known segments: a segment reads
+itself and what stands before it, so they are exact for everything that comes later, and a segment that was decided is
+read exactly as one that was given. `decode` reads the context and the masked segments, in their order.
 
-The prefix attends to itself only, so the cached keys and values are exact, not an approximation.
+Every segment is also pooled by a few learned queries (`Pool`). The sum of what they found, through a small MLP, is
+added to the positions that are asked, and conditions the vision: pictures are looked at in the light of what was read
+before them, usually the words. No layer grows with the number of tokens.
 
-Shapes: B batch, P prefix positions, N canvas positions, L words, W width, S state values.
+Shapes: B batch, M moments, P positions read so far, N positions of a segment, W width, S state values, F features.
 """
 
 from collections.abc import Callable, Mapping
@@ -20,12 +22,14 @@ from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange, repeat
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from vla.canvas import Layout, Segment, State, attention_mask, revealed
-from vla.canvas.layout import ActionArrangement
-from vla.model.embedding import CanvasEmbedding, DigitHead, QualityHead
-from vla.model.segments import Given, GivenEncoder, Guide, Images, Port
+from vla.canvas import Layout, Segment, State, block_mask
+from vla.canvas.segments import ActionArrangement
+from vla.model.blocks import Block, Cache, Pool, RMSNorm, rotation
+from vla.model.embedding import DigitHead, Places, StateEmbedding, along, on_grid
 from vla.model.vision import build_vision
 
 
@@ -36,10 +40,17 @@ class ModelConfig:
     cameras: tuple[str, ...] = ("front",)
     image_size: int = 64
     """Side of the square input images, px."""
+    n_obs_steps: int = 1
+    """M: moments that an observation has, the present one included."""
     state_dim: int = 4
-    vocabulary: int = 512
+    executed_dim: int = 4
+    """Values of an executed action."""
+    word_radices: tuple[int, ...] = (8, 8)
+    """Values of each digit of a word."""
     text_length: int = 16
+    """Most words of an instruction."""
     action_dims: int = 4
+    """Sub-tokens of an action."""
     horizon: int = 8
     """Steps of an action chunk."""
     digits: int = 2
@@ -50,124 +61,144 @@ class ModelConfig:
     width: int = 128
     layers: int = 2
     heads: int = 4
+    key_heads: int = 0
+    """Heads of keys and values (grouped-query attention); 0: as many as heads."""
+    mlp_hidden: int = 0
+    """Of the SwiGLU; 0: 8/3 of the width, a multiple of 32."""
+    qk_norm: bool = False
     vision: str = "keypoints"
     """"keypoints" or "timm:<model>"."""
+    shared_vision: bool = False
+    """One vision for all cameras; False: each has its own."""
     background: bool = False
     """Whether the vision also sees how a picture differs from the mean one."""
-    quality: bool = False
-    """Whether there is a head that judges the digits that are shown; revision needs it."""
-    word_radices: tuple[int, ...] = ()
-    """Values of each digit of a word, for words that are asked for; (): neither instruction nor plan can be."""
     plan_length: int = 0
-    """Most words of a plan; 0: there is no plan."""
+    """Most words of a plan; 0: there are no plans."""
+    waypoints: int = 0
+    """Robot states to come that can be given and asked; 0: none."""
     code_radices: tuple[int, ...] = ()
-    """Values of each digit of an image code; (): no future image can be asked for, and no picture or actions given."""
+    """Values of each digit of an image code; (): there are no future images."""
     codes: int = 0
-    """Codes of a picture of one camera."""
-    ahead: int = 0
-    """Waypoints: moments to come at which the robot's state is read off the summary, as a training aid."""
-    guided: bool = False
-    """Whether actions can also be asked for with nothing given but the robot's state and its waypoints."""
+    """Codes of a picture of one camera, a square number."""
+    goals: bool = False
+    """Whether a goal image can be given."""
+    given_actions: bool = False
+    """Whether whole action chunks can be given."""
     layout: Layout = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if self.width % self.heads:
-            raise ValueError(f"width must be a multiple of heads, got {self.width} and {self.heads}")
-        layout = Layout(self.horizon, self.action_dims, self.digits, self.base, self.arrangement)
-        object.__setattr__(self, "layout", layout)
+        if self.width % self.heads or self.width // self.heads % 2:
+            raise ValueError(f"width / heads must be a whole even number, got {self.width} and {self.heads}")
+        if self.key_heads and self.heads % self.key_heads:
+            raise ValueError(f"heads must be a multiple of key_heads, got {self.heads} and {self.key_heads}")
+        if self.n_obs_steps < 1:
+            raise ValueError(f"expected n_obs_steps >= 1, got {self.n_obs_steps}")
         for name in ("cameras", "word_radices", "code_radices"):  # lists, when they come from a file
             object.__setattr__(self, name, tuple(getattr(self, name)))
-        if bool(self.plan_length) > bool(self.word_radices) or bool(self.codes) != bool(self.code_radices):
-            raise ValueError("a plan needs word_radices, and codes need code_radices; set both or neither")
+        if bool(self.codes) != bool(self.code_radices):
+            raise ValueError("codes need code_radices, and the reverse; set both or neither")
+        layout = Layout(self.horizon, self.action_dims, self.digits, self.base, self.arrangement)
+        object.__setattr__(self, "layout", layout)
 
     @property
-    def ports(self) -> dict[Segment, tuple[int, tuple[int, ...]]]:
-        """The segments beside actions that can be asked for: (positions, radices of a token's digits)."""
-        ports = {}
-        if self.word_radices:
-            ports[Segment.INSTRUCTION] = (self.text_length, self.word_radices)
+    def written(self) -> dict[Segment, tuple[Layout, tuple[int, ...] | None]]:
+        """The segments that can be asked for: how they are laid out, and the radices of their digits if they differ."""
+
+        def digits(positions: int, dims: int, radices: tuple[int, ...]) -> tuple[Layout, tuple[int, ...]]:
+            return Layout(positions, dims, len(radices), max(radices)), radices
+
+        found: dict[Segment, tuple[Layout, tuple[int, ...] | None]] = {}
+        found[Segment.INSTRUCTION] = digits(self.text_length, 1, self.word_radices)
         if self.plan_length:
-            ports[Segment.PLAN] = (self.plan_length, self.word_radices)
+            found[Segment.PLAN] = digits(self.plan_length, 1, self.word_radices)
+        if self.waypoints:
+            found[Segment.WAYPOINTS] = digits(self.waypoints, self.state_dim, (16, 16))
         if self.codes:
-            ports[Segment.FUTURE_IMAGE] = (len(self.cameras) * self.codes, self.code_radices)
-        return ports
+            found[Segment.FUTURE_IMAGE] = digits(len(self.cameras) * self.codes, 1, self.code_radices)
+        found[Segment.ACTION] = self.layout, None
+        return found
 
     @property
-    def unified(self) -> bool:
-        """Whether it answers more than one question."""
-        return bool(self.ports)
+    def read(self) -> tuple[Segment, ...]:
+        """The segments that can be given."""
+        extra = {
+            Segment.GOAL_IMAGE: self.goals,
+            Segment.PRESENT_IMAGE: self.codes,
+            Segment.PLAN: self.plan_length,
+            Segment.WAYPOINTS: self.waypoints,
+            Segment.FUTURE_IMAGE: self.codes,
+            Segment.ACTION: self.given_actions,
+        }
+        return (Segment.INSTRUCTION, Segment.OBSERVATION, *(s for s, there in extra.items() if there))
 
 
 @dataclass(frozen=True)
-class Prefix:
-    """Keys and values of the prefix, a pair a layer, each (B, heads, P, W / heads); and who may be looked at."""
+class Observed:
+    """An observation as tensors."""
+
+    images: Mapping[str, Tensor]
+    """A camera: uint8 (B, M, H, W, 3), oldest moment first."""
+    state_BMS: Tensor
+    """float, in about [-1, 1]."""
+    executed_BMA: Tensor | None = None
+    """float (B, M - 1, A), in about [-1, 1]: the actions between the moments; None: M is 1."""
+    known_BM: Tensor | None = None
+    """bool (B, M - 1): which of them there are; None: all."""
+    sees_images_B: Tensor | None = None
+    """bool: where False, there are no pictures; None: everywhere."""
+    sees_state_B: Tensor | None = None
+    """bool: where False, there is no state and no executed action."""
+
+    def map(self, f: Callable[[Tensor], Tensor]) -> "Observed":
+        """The same of other rows: `f` is applied to every tensor."""
+        rest = (self.executed_BMA, self.known_BM, self.sees_images_B, self.sees_state_B)
+        return Observed(
+            {camera: f(x) for camera, x in self.images.items()},
+            f(self.state_BMS),
+            *(None if x is None else f(x) for x in rest),
+        )
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A segment of tokens, and which of its positions there are."""
+
+    state: State
+    there_BN: Tensor | None = None
+    """bool; None: all."""
+
+    def map(self, f: Callable[[Tensor], Tensor]) -> "Tokens":
+        return Tokens(self.state.map(f), None if self.there_BN is None else f(self.there_BN))
+
+
+Given = Observed | Tokens | Mapping[str, Tensor]
+"""What `read` reads: an observation; tokens; of a goal image {camera: uint8 (B, H, W, 3)}."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """What has been read."""
 
     keys: list[Tensor]
+    """One a layer, (B, key heads, P, W / heads)."""
     values: list[Tensor]
     visible_BP: Tensor
-    """bool: False at padding words."""
-    summary_BW: Tensor
-    """The prefix in one vector, added to every canvas position."""
-    beside: Mapping[Segment, Tensor] = field(default_factory=dict)
-    """(B, N, W): what is added to the positions of a block, of those that have it."""
-    decided: tuple[Segment, ...] = ()
-    """The blocks that have joined it."""
+    """bool: which positions there are."""
+    pooled_BF: Tensor
+    """What the pooling queries found, added up over segments."""
+    segments: tuple[Segment, ...] = ()
 
-    def repeat(self, times: int) -> "Prefix":
-        """Every row `times` times in a row: several corrupted copies of a sample share one prefix."""
-        if times == 1:
-            return self
-
-        def rows(x: Tensor) -> Tensor:
-            return x.repeat_interleave(times, dim=0)
-
-        return self._map(rows)
-
-    def pick(self, rows: Tensor) -> "Prefix":
-        """Some of the rows. `rows`: int64 (B',)."""
-        return self._map(lambda x: x[rows])
-
-    def _map(self, f: Callable[[Tensor], Tensor]) -> "Prefix":
+    def map(self, f: Callable[[Tensor], Tensor]) -> "Context":
         keys, values = [f(k) for k in self.keys], [f(v) for v in self.values]
-        beside = {segment: f(x) for segment, x in self.beside.items()}
-        return Prefix(keys, values, f(self.visible_BP), f(self.summary_BW), beside, self.decided)
+        return Context(keys, values, f(self.visible_BP), f(self.pooled_BF), self.segments)
 
+    def repeat(self, times: int) -> "Context":
+        """Every row `times` times in a row: several corrupted copies of a sample share one context."""
+        return self if times == 1 else self.map(lambda x: x.repeat_interleave(times, dim=0))
 
-class Block(nn.Module):
-    """Pre-norm attention and MLP. It attends to (cached keys and values, then its own)."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.norm_1, self.norm_2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
-        for last in (self.proj, self.down):
-            nn.init.zeros_(last.weight)
-            nn.init.zeros_(last.bias)
-
-    def forward(
-        self, x_BNW: Tensor, visible: Tensor | None, past: tuple[Tensor, Tensor] | None = None
-    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """`visible`: bool, broadcastable to (B, heads, N, past + N), or None. Returns x and its own (keys, values)."""
-        q, k, v = self.qkv(self.norm_1(x_BNW)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        own = (k, v)
-        if past is not None:
-            k, v = torch.cat([past[0], k], dim=2), torch.cat([past[1], v], dim=2)
-        x_BNW = x_BNW + self.proj(_attention(q, k, v, visible).transpose(1, 2).flatten(2))
-        return x_BNW + self.down(F.gelu(self.up(self.norm_2(x_BNW)))), own
-
-
-def _attention(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
-    if q.device.type != "cpu":
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=visible)
-    with torch.autocast("cpu", enabled=False):  # the CPU kernel's backward is 6x slower in bfloat16 (measured)
-        return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=visible)
-
-
-def _present(x_BNW: Tensor, there_BN: Tensor | None) -> Tensor:
-    """bool (B, N): all positions, if nothing is said of them."""
-    return torch.ones(x_BNW.shape[:2], dtype=torch.bool, device=x_BNW.device) if there_BN is None else there_BN
+    def pick(self, rows: Tensor | slice) -> "Context":
+        """Some of the rows. `rows`: int64 (B',), or a slice."""
+        return self.map(lambda x: x[rows])
 
 
 class LatticeModel(nn.Module):
@@ -175,205 +206,224 @@ class LatticeModel(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.config = config
-        width = config.width
-        self.word = nn.Embedding(config.vocabulary, width)
-        self.word_place = nn.Parameter(torch.randn(config.text_length, width) * 0.02)
-        nn.init.normal_(self.word.weight, std=0.5)
-        self.reader = Block(width, config.heads)  # words see words, before they condition the vision
-        self.read_norm = nn.LayerNorm(width)  # sentences differ in a word or two: let the vision hear it
+        self.config, width = config, config.width
+        hidden = config.mlp_hidden or 32 * round(width * 8 / 3 / 32)
+        key_heads = config.key_heads or config.heads
+        towers = ["shared"] if config.shared_vision and config.cameras else [_plain(c) for c in config.cameras]
         self.vision = nn.ModuleDict(
-            {
-                camera.replace(".", "_"): build_vision(config.vision, width, config.image_size, config.background)
-                for camera in config.cameras
-            }
+            {name: build_vision(config.vision, width, config.image_size, config.background) for name in towers}
         )
         self.state = nn.Linear(config.state_dim, width)
-        tokens = sum(v.tokens for v in self.vision.values()) + 1 + config.text_length
-        self.summarise = nn.Sequential(
-            nn.Linear((tokens - config.text_length + 1) * width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)
+        self.executed = nn.Linear(config.executed_dim, width) if config.n_obs_steps > 1 else None
+        self.places = Places(width)
+        self.segment = nn.Parameter(torch.randn(len(Segment), width) * 0.02)
+        self.embeddings, self.heads = nn.ModuleDict(), nn.ModuleDict()
+        for segment, (layout, radices) in config.written.items():
+            scale = 5.0 if segment in TEXTS else 1.0  # sentences differ in a word or two: let it be heard
+            self.embeddings[segment.name] = StateEmbedding(layout, width, config.noise_indices)
+            with torch.no_grad():
+                self.embeddings[segment.name].table.mul_(scale)
+            self.heads[segment.name] = head = DigitHead(layout, width)
+            if radices is not None:
+                head.allowed_ADV.copy_(torch.arange(layout.base) < torch.tensor(radices).view(1, -1, 1))
+        self.pools = nn.ModuleDict({s.name: Pool(width, config.heads, 2 * width) for s in config.read})
+        self.pool_bias = nn.Parameter(torch.zeros(2 * width))
+        self.summary = nn.Linear(2 * width, width)
+        self.condition = nn.Linear(2 * width, width)
+        self.condition_norm = RMSNorm(width)
+        self.layers = nn.ModuleList(
+            Block(width, config.heads, key_heads, hidden, config.qk_norm) for _ in range(config.layers)
         )
-        self.prefix_place = nn.Parameter(torch.randn(tokens, width) * 0.02)
-        self.blocks = nn.ModuleList(Block(width, config.heads) for _ in range(config.layers))
-        self.canvas = CanvasEmbedding(config.layout, width, config.noise_indices)
-        self.norm = nn.LayerNorm(width)
-        self.head = DigitHead(config.layout, width)
-        self.quality = QualityHead(config.layout, width) if config.quality else None
-        self.ahead = nn.Linear(width, config.ahead * config.state_dim) if config.ahead else None
-        self.guide = Guide(config.ahead, config.state_dim, width) if config.guided else None
-        if config.unified:
-            self.ports = nn.ModuleDict({s.name: Port(*shape, width) for s, shape in config.ports.items()})
-            self.given = GivenEncoder(tokens - config.text_length - 1, config.layout, width, config.state_dim)
-            self.segment = nn.Parameter(torch.randn(len(Segment), width) * 0.02)
-        if config.plan_length:
-            self.told = nn.Linear(width, width)  # a plan repeats words of the instruction: a short way for them
+        self.norm = RMSNorm(width)
+        self.checkpointing = False
+        """Whether training computes a layer's activations again instead of keeping them."""
+        for segment in (s for s in config.written if s is not Segment.OBSERVATION):
+            self.register_buffer(f"where_{segment.name}", _places(config, segment), persistent=False)
 
-    def encode(self, images: Images, state_BS: Tensor, words_BL: Tensor, given: Given | None = None) -> Prefix:
-        """uint8 (B, H, W, 3) a camera, float (B, S) in about [-1, 1], int64 (B, L) padded with 0 -> the prefix.
+    # --- reading and denoising -----------------------------------------------------------------------------------
+    def read(self, context: Context | None, segments: Mapping[Segment, Given]) -> Context:
+        """Append segments that are fully known, in their order. `context`: None, before anything was read.
 
-        Words that are all 0: nothing was said. Pictures may also be what `look` made of them, under the same words.
+        ValueError for a segment that this model does not know.
         """
-        x_BLW, real_BL, sentence_BW = self._read(words_BL)
-        seen_BTW = self._look(images, sentence_BW)
-        read = torch.cat([seen_BTW, self.state(state_BS).unsqueeze(1)], dim=1)
-        summary_BW = self.summarise(torch.cat([read, sentence_BW.unsqueeze(1)], dim=1).flatten(1))
-        x_BPW = torch.cat([read, x_BLW], dim=1) + self.prefix_place
-        visible_BP = torch.ones(x_BPW.shape[:2], dtype=torch.bool, device=x_BPW.device)
-        visible_BP[:, -words_BL.shape[1] :] = real_BL
-        beside: dict[Segment, Tensor] = {}
-        if self.config.plan_length:
-            beside[Segment.PLAN] = self.told(sentence_BW).unsqueeze(1)
-        if given is not None:
-            x_BPW, visible_BP, summary_BW = self._join(x_BPW, visible_BP, summary_BW, seen_BTW, sentence_BW, given)
-        return self._prefix(x_BPW, visible_BP, summary_BW, beside)
+        for segment in sorted(segments):
+            context = self._append(context, segment, segments[segment])
+        assert context is not None, "nothing to read"
+        return context
 
-    def _prefix(self, x_BPW: Tensor, visible_BP: Tensor, summary_BW: Tensor, beside: dict[Segment, Tensor]) -> Prefix:
-        keys, values = [], []
-        for block in self.blocks:
-            x_BPW, (k, v) = block(x_BPW, visible_BP[:, None, None, :])
-            keys.append(k), values.append(v)
-        return Prefix(keys, values, visible_BP, summary_BW, beside)
+    def _append(self, context: Context | None, segment: Segment, given: Given) -> Context:
+        if segment.name not in self.pools:
+            raise ValueError(
+                f"this model cannot be given {segment.name.lower()}, only "
+                f"{', '.join(s.name.lower() for s in self.config.read)}: train one with a recipe that has such queries"
+            )
+        pooled_BF = None if context is None else context.pooled_BF
+        x_BNW, there_BN = self._tokens(segment, given, pooled_BF)
+        own_BNN = there_BN.unsqueeze(1) | torch.eye(x_BNW.shape[1], dtype=torch.bool, device=x_BNW.device)
+        x_BNW, cache = self._through(context, x_BNW, own_BNN)
+        found_BF = self.pools[segment.name](self.norm(x_BNW), there_BN)
+        if context is None:
+            keys, values = [k for k, _ in cache], [v for _, v in cache]
+            return Context(keys, values, there_BN, self.pool_bias + found_BF, (segment,))
+        return Context(
+            [torch.cat([past, k], dim=2) for past, (k, _) in zip(context.keys, cache, strict=True)],
+            [torch.cat([past, v], dim=2) for past, (_, v) in zip(context.values, cache, strict=True)],
+            torch.cat([context.visible_BP, there_BN], dim=1),
+            context.pooled_BF + found_BF,
+            (*context.segments, segment),
+        )
 
-    def waypoints(self, prefix: Prefix) -> Tensor:
-        """Where the robot will be, as the summary tells: float (B, K, S), scaled. ValueError if it was not learnt."""
-        if self.ahead is None:
-            raise ValueError("this model does not know where the robot will be: train with a recipe with ahead > 0")
-        return self.ahead(prefix.summary_BW).unflatten(1, (self.config.ahead, -1))
-
-    def towards(self, state_BS: Tensor, waypoints_BKS: Tensor) -> Prefix:
-        """A prefix in which there is nothing but the robot's state and its waypoints, scaled: actions that lead there.
-
-        ValueError if it was not learnt.
-        """
-        if self.guide is None:
-            raise ValueError("this model cannot act on waypoints: train with a recipe with queries.waypoints > 0")
-        x_BPW, summary_BW = self.guide(state_BS, waypoints_BKS)
-        return self._prefix(x_BPW, _present(x_BPW, None), summary_BW, {})
-
-    def look(self, images: dict[str, Tensor], words_BL: Tensor) -> Tensor:
-        """The vision's tokens of all cameras, (B, T, W): for several prefixes with the same pictures and words."""
-        return self._look(images, self._read(words_BL)[2])
-
-    def _read(self, words_BL: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Words that have seen each other (B, L, W), which of them there are (B, L), and the sentence (B, W)."""
-        real_BL = words_BL != 0
-        if self.config.unified:
-            real_BL[:, 0] = True
-        x_BLW = self.word(words_BL) + self.word_place
-        x_BLW, _ = self.reader(x_BLW, real_BL[:, None, None, :])
-        weight_BL1 = real_BL.unsqueeze(-1).to(x_BLW.dtype)
-        return x_BLW, real_BL, self.read_norm((x_BLW * weight_BL1).sum(1) / weight_BL1.sum(1).clamp(min=1))
-
-    def _look(self, images: Images, sentence_BW: Tensor) -> Tensor:
-        if isinstance(images, Tensor):
-            return images
-        seen = [self.vision[c.replace(".", "_")](images[c], sentence_BW) for c in self.config.cameras]
-        return torch.cat(seen, dim=1) if seen else sentence_BW.new_zeros(len(sentence_BW), 0, self.config.width)
-
-    def _join(
-        self, x: Tensor, visible: Tensor, summary: Tensor, seen_BTW: Tensor, sentence_BW: Tensor, given: Given
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """The prefix with what is given: its tokens, which of them are there, its summary."""
-        joined: list[tuple[Tensor, Tensor | None]] = []
-        if given.picture is not None:
-            tokens, vector = self.given.picture(seen_BTW, self._look(given.picture, sentence_BW), given.goal)
-            joined.append((tokens, None))
-            summary = summary + vector
-        if given.actions is not None:
-            tokens, vector = self.given.actions(self.canvas(given.actions))
-            joined.append((tokens, None))
-            summary = summary + vector
-        if given.plan is not None:
-            joined.append((self.ports["PLAN"].embedding(given.plan) + self.segment[Segment.PLAN], given.plan_BL))
-        for tokens, there in joined:
-            there = torch.ones(tokens.shape[:2], dtype=torch.bool, device=x.device) if there is None else there
-            x, visible = torch.cat([x, tokens], dim=1), torch.cat([visible, there], dim=1)
-        return x, visible, summary
-
-    def with_codes(self, prefix: Prefix, codes_BND: Tensor) -> Prefix:
-        """The prefix, with the picture that is seen now beside the future image that is asked for.
-
-        `codes_BND`: int64 (B, cameras * L, D). Its keys and values stay what they are.
-        """
-        now_BNW = self._port(Segment.FUTURE_IMAGE).embedding(revealed(codes_BND.unsqueeze(2)))
-        return replace(prefix, beside={**prefix.beside, Segment.FUTURE_IMAGE: now_BNW})
-
-    def decode_blocks(
-        self, prefix: Prefix, blocks: dict[Segment, State], there: dict[Segment, Tensor] | None = None
+    def decode(
+        self, context: Context, states: Mapping[Segment, State], there: Mapping[Segment, Tensor] | None = None
     ) -> dict[Segment, Tensor]:
-        """One denoising evaluation of several blocks, {segment: float (B, N, W)}.
+        """One denoising step of what is asked, {segment: float (B, N, W)}.
 
-        `there`: bool (B, N), of a segment whose length differs from row to row: which positions there are.
+        `there`: bool (B, N), of a segment whose length differs from row to row: which positions there are. ValueError
+        for a segment that this model cannot be asked for.
         """
-        order = sorted(blocks)
-        if order == [Segment.ACTION] and not prefix.decided:
-            return {Segment.ACTION: self.decode(prefix, blocks[Segment.ACTION])}
-        parts = [self._written(prefix, segment, blocks[segment]) for segment in order]
-        x_BNW, lengths = torch.cat(parts, dim=1), [part.shape[1] for part in parts]
-        ids = torch.tensor(order).repeat_interleave(torch.tensor(lengths))
-        own_BN = torch.cat([_present(part, (there or {}).get(s)) for s, part in zip(order, parts, strict=True)], dim=1)
-        own_BNN = attention_mask(ids).to(x_BNW.device) & own_BN.unsqueeze(1)
-        past_BNP = prefix.visible_BP.unsqueeze(1).expand(-1, x_BNW.shape[1], -1)
-        visible = torch.cat([past_BNP, own_BNN], dim=2).unsqueeze(1)
-        for block, k, v in zip(self.blocks, prefix.keys, prefix.values, strict=True):
-            x_BNW, _ = block(x_BNW, visible, (k, v))
+        order = sorted(states)
+        summary_B1W = self.summary(F.gelu(context.pooled_BF)).unsqueeze(1)
+        parts = [self._written(segment, states[segment]) + summary_B1W for segment in order]
+        lengths = [part.shape[1] for part in parts]
+        own_BN = torch.cat([_there(x, (there or {}).get(s)) for s, x in zip(order, parts, strict=True)], dim=1)
+        own_BNN = own_BN.unsqueeze(1)
+        if len(order) > 1:
+            own_BNN = own_BNN & block_mask(lengths).to(own_BN.device)
+        rope = torch.cat([torch.arange(n, device=own_BN.device) for n in lengths])
+        x_BNW, _ = self._through(context, torch.cat(parts, dim=1), own_BNN, rope)
         return dict(zip(order, self.norm(x_BNW).split(lengths, dim=1), strict=True))
 
-    def append(self, prefix: Prefix, segment: Segment, state: State, there_BN: Tensor | None = None) -> Prefix:
-        """The prefix with a block that is decided: what comes after it need not evaluate it again.
+    def _through(
+        self, context: Context | None, x_BNW: Tensor, own_BNN: Tensor, position_N: Tensor | None = None
+    ) -> tuple[Tensor, list[Cache]]:
+        """All layers. `own_BNN`: which of its own positions each position may read. Returns x, and keys and values."""
+        positions = x_BNW.shape[1]
+        own_BNN = own_BNN.expand(len(x_BNW), positions, positions)
+        if context is not None:
+            past_BNP = context.visible_BP.unsqueeze(1).expand(-1, positions, -1)
+            own_BNN = torch.cat([past_BNP, own_BNN], dim=2)
+        visible = own_BNN.unsqueeze(1)
+        position_N = torch.arange(positions, device=x_BNW.device) if position_N is None else position_N
+        rope = rotation(position_N.float(), self.config.width // self.config.heads)
+        caches = []
+        for number, layer in enumerate(self.layers):
+            past = None if context is None else (context.keys[number], context.values[number])
+            if self.checkpointing and torch.is_grad_enabled():
+                x_BNW, own = checkpoint(layer, x_BNW, rope, visible, past, use_reentrant=False)
+            else:
+                x_BNW, own = layer(x_BNW, rope, visible, past)
+            caches.append(own)
+        return x_BNW, caches
 
-        Blocks do not look at later ones, so its keys and values are exact once those before it are decided.
-        """
-        x_BNW = self._written(prefix, segment, state)
-        visible_BP = torch.cat([prefix.visible_BP, _present(x_BNW, there_BN)], dim=1)
-        keys, values = [], []
-        for block, k, v in zip(self.blocks, prefix.keys, prefix.values, strict=True):
-            x_BNW, own = block(x_BNW, visible_BP[:, None, None, :], (k, v))
-            keys.append(torch.cat([k, own[0]], dim=2)), values.append(torch.cat([v, own[1]], dim=2))
-        return replace(prefix, keys=keys, values=values, visible_BP=visible_BP, decided=(*prefix.decided, segment))
+    # --- embeddings ----------------------------------------------------------------------------------------------
+    def _tokens(self, segment: Segment, given: Given, pooled_BF: Tensor | None) -> tuple[Tensor, Tensor]:
+        """A given segment as the transformer reads it, (B, N, W), and which of its positions there are, (B, N)."""
+        if isinstance(given, Tokens):  # whoever gave them, or decided them
+            plain = replace(given.state, provenance_BNS=torch.zeros_like(given.state.provenance_BNS))
+            x_BNW = self._written(segment, plain)
+            return x_BNW, _there(x_BNW, given.there_BN)
+        pooled_BF = self.pool_bias if pooled_BF is None else pooled_BF
+        condition_BW = self.condition_norm(self.condition(F.gelu(pooled_BF)))
+        if isinstance(given, Observed):
+            return self._observed(given, condition_BW)
+        x_BNW = self._pictures({camera: x.unsqueeze(1) for camera, x in given.items()}, condition_BW)
+        return x_BNW + self.segment[segment], _there(x_BNW, None)
 
-    def _written(self, prefix: Prefix, segment: Segment, state: State) -> Tensor:
-        """A block's states as the transformer reads them, (B, N, W)."""
-        x_BNW = self.embedding_of(segment)(state) + self.segment[segment]
-        if segment in prefix.beside:
-            x_BNW = x_BNW + prefix.beside[segment]
-        return x_BNW + prefix.summary_BW.unsqueeze(1)
+    def _observed(self, seen: Observed, condition_BW: Tensor) -> tuple[Tensor, Tensor]:
+        moments = self.config.n_obs_steps
+        if seen.state_BMS.shape[1] != moments:
+            raise ValueError(f"expected observations of {moments} moments, got {seen.state_BMS.shape[1]}")
+        time_MW = self.places(along(moments).to(seen.state_BMS.device))
+        parts, there = [self.state(seen.state_BMS) + time_MW], [_rows(seen.sees_state_B, seen.state_BMS[:, :, 0])]
+        if self.executed is not None:
+            assert seen.executed_BMA is not None
+            parts.append(self.executed(seen.executed_BMA) + time_MW[:-1])
+            there.append(_rows(seen.sees_state_B, seen.executed_BMA[:, :, 0]))
+            if seen.known_BM is not None:
+                there[-1] = there[-1] & seen.known_BM
+        if self.config.cameras:
+            parts.append(self._pictures(seen.images, condition_BW))
+            there.append(_rows(seen.sees_images_B, parts[-1][:, :, 0]))
+        return torch.cat(parts, dim=1) + self.segment[Segment.OBSERVATION], torch.cat(there, dim=1)
 
-    def embedding_of(self, segment: Segment) -> CanvasEmbedding:
-        """The embedding of a block's states. ValueError for a segment that this model cannot be asked for."""
-        return self.canvas if segment is Segment.ACTION else self._port(segment).embedding
+    def _pictures(self, images: Mapping[str, Tensor], condition_BW: Tensor) -> Tensor:
+        """uint8 (B, M, H, W, 3) of every camera -> float (B, cameras * M * T, W)."""
+        tokens = []
+        for number, camera in enumerate(self.config.cameras):
+            eye, batch, moments = self.eye(camera), *images[camera].shape[:2]
+            condition = repeat(condition_BW.expand(batch, -1), "b w -> (b m) w", m=moments)
+            x_BMTW = rearrange(eye(images[camera].flatten(0, 1), condition), "(b m) t w -> b m t w", m=moments)
+            at_TC = eye.where_TC + number * along(2, axis=1)[1].to(eye.where_TC.device)
+            at_MTC = at_TC + along(moments).to(at_TC.device).unsqueeze(1)
+            place_MTW = rearrange(self.places(at_MTC.flatten(0, 1)), "(m t) w -> m t w", m=moments)
+            tokens.append(rearrange(x_BMTW + place_MTW, "b m t w -> b (m t) w"))
+        return torch.cat(tokens, dim=1)
+
+    def _written(self, segment: Segment, state: State) -> Tensor:
+        """A segment's states as the transformer reads them, (B, N, W)."""
+        where_NC = getattr(self, f"where_{_alias(segment).name}")
+        return self.embedding_of(segment)(state) + self.segment[segment] + self.places(where_NC)
+
+    def eye(self, camera: str) -> nn.Module:
+        """The vision of a camera."""
+        return self.vision["shared" if self.config.shared_vision else _plain(camera)]
+
+    def embedding_of(self, segment: Segment) -> StateEmbedding:
+        """The embedding of a segment's states. ValueError for a segment that this model cannot be asked for."""
+        return self._part(self.embeddings, _alias(segment))
 
     def head_of(self, segment: Segment) -> DigitHead:
-        """The head of a block's digits. ValueError for a segment that this model cannot be asked for."""
-        return self.head if segment is Segment.ACTION else self._port(segment).head
+        """The head of a segment's digits. ValueError for a segment that this model cannot be asked for."""
+        return self._part(self.heads, segment)
 
-    def _port(self, segment: Segment) -> Port:
-        if segment not in self.config.ports:
-            known = ", ".join(s.name.lower() for s in (*self.config.ports, Segment.ACTION))
+    def _part(self, parts: nn.ModuleDict, segment: Segment) -> nn.Module:
+        if segment.name not in parts:
             raise ValueError(
-                f"this model cannot be asked for {segment.name.lower()}, only for {known}: train one with a recipe "
-                "that has queries"
+                f"this model cannot be asked for {segment.name.lower()}, only for "
+                f"{', '.join(name.lower() for name in parts)}: train one with a recipe that has such queries"
             )
-        return self.ports[segment.name]
+        return parts[segment.name]
 
-    def decode(self, prefix: Prefix, state: State) -> Tensor:
-        """One denoising evaluation: the canvas attends to the prefix and to itself. Returns float (B, N, W)."""
-        x_BNW = self.canvas(state) + prefix.summary_BW.unsqueeze(1)
-        own = torch.ones(x_BNW.shape[:2], dtype=torch.bool, device=x_BNW.device)
-        visible = torch.cat([prefix.visible_BP, own], dim=1)[:, None, None, :]
-        for block, k, v in zip(self.blocks, prefix.keys, prefix.values, strict=True):
-            x_BNW, _ = block(x_BNW, visible, (k, v))
-        return self.norm(x_BNW)
+    def parameters_by_part(self) -> dict[str, int]:
+        """How many parameters each part has."""
+        found: dict[str, int] = {}
+        for name, parameter in self.named_parameters():
+            part = name.split(".")[0]
+            found[part] = found.get(part, 0) + parameter.numel()
+        return found
 
-    def forward(
-        self,
-        images: dict[str, Tensor],
-        state_BS: Tensor,
-        words_BL: Tensor,
-        canvas: State,
-        digits_BNSD: Tensor,
-    ) -> tuple[list[Tensor], Tensor | None]:
-        """Teacher-forced logits, D tensors (B', N, S, V), and quality (B', N, S, D); B' may be a multiple of B."""
-        prefix = self.encode(images, state_BS, words_BL).repeat(canvas.known_BNS.shape[0] // words_BL.shape[0])
-        h_BNW = self.decode(prefix, canvas)
-        return self.head(h_BNW, digits_BNSD), self.quality(h_BNW) if self.quality is not None else None
+
+TEXTS = (Segment.INSTRUCTION, Segment.PLAN)
+
+
+def _plain(camera: str) -> str:
+    """A camera's name without dots, which modules cannot have in theirs."""
+    return camera.replace(".", "_")
+
+
+def _alias(segment: Segment) -> Segment:
+    """The present picture is written as the future one is."""
+    return Segment.FUTURE_IMAGE if segment is Segment.PRESENT_IMAGE else segment
+
+
+def _places(config: ModelConfig, segment: Segment) -> Tensor:
+    """float (N, 4): where the positions of a segment are."""
+    if segment is Segment.FUTURE_IMAGE:
+        side = round(config.codes**0.5)
+        return on_grid(side, len(config.cameras))
+    layout = config.written[segment][0]
+    if layout.arrangement == "per_step":
+        return along(layout.positions)
+    steps = along(layout.horizon).unsqueeze(1) + along(layout.dims, 2)
+    return steps.flatten(0, 1)
+
+
+def _there(x_BNW: Tensor, there_BN: Tensor | None) -> Tensor:
+    """bool (B, N): all positions, if nothing is said of them."""
+    return torch.ones(x_BNW.shape[:2], dtype=torch.bool, device=x_BNW.device) if there_BN is None else there_BN
+
+
+def _rows(sees_B: Tensor | None, like_BN: Tensor) -> Tensor:
+    """bool (B, N): of the rows that see it, all positions."""
+    there_BN = torch.ones(like_BN.shape, dtype=torch.bool, device=like_BN.device)
+    return there_BN if sees_B is None else there_BN & sees_B.unsqueeze(1)

@@ -4,11 +4,14 @@
 Shapes: B batch, H W pixels, C channels, K keypoints, T tokens a camera, D width.
 """
 
+import math
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from vla.model.embedding import along, on_grid
 
 
 class KeypointStem(nn.Module):
@@ -26,6 +29,8 @@ class KeypointStem(nn.Module):
     def __init__(self, width: int, tokens: int = 2, keypoints: int = 64, background: int = 0) -> None:
         super().__init__()
         self.tokens, self.keypoints = tokens, keypoints
+        self.register_buffer("where_TC", along(tokens, axis=2), persistent=False)
+        self.where_TC: Tensor
         self.mean_HWC: Tensor | None
         self.register_buffer("mean_HWC", torch.zeros(background, background, 3) if background else None)
         self.register_buffer("spread_HW1", torch.ones(background, background, 1) if background else None)
@@ -108,32 +113,50 @@ class _Moments(torch.autograd.Function):
 
 
 class TimmBackbone(nn.Module):
-    """A `timm` model whose last feature map becomes tokens, e.g. "timm:vit_small_patch16_224".
+    """A `timm` model whose last feature map becomes tokens, e.g. "timm:vit_small_patch16_224", from scratch.
 
-    `pretrained` weights come from the hub when asked for; without, the backbone starts from scratch. The words are
-    added as a FiLM on the features, as above.
+    Pictures are normalised by the mean and deviation that the model's configuration names. The words are added as a
+    FiLM on the features, as above.
     """
 
-    def __init__(self, name: str, width: int, image_size: int, pretrained: bool = False) -> None:
+    def __init__(self, name: str, width: int, image_size: int) -> None:
         super().__init__()
         import timm
 
-        kwargs = {"img_size": image_size} if "vit" in name else {}
-        self.body = timm.create_model(name, pretrained=pretrained, num_classes=0, **kwargs)
+        try:
+            self.body = timm.create_model(name, num_classes=0, img_size=image_size)
+        except TypeError:  # a network of convolutions takes any size
+            self.body = timm.create_model(name, num_classes=0)
+        mean, deviation = (torch.tensor(self.body.default_cfg[k]).view(3, 1, 1) for k in ("mean", "std"))
+        self.register_buffer("mean_C11", mean, persistent=False)
+        self.register_buffer("deviation_C11", deviation, persistent=False)
         self.film = nn.Linear(width, 2 * self.body.num_features)
         nn.init.normal_(self.film.weight, std=0.02)
         nn.init.zeros_(self.film.bias)
         self.project = nn.Linear(self.body.num_features, width)
+        training = self.body.training
         with torch.no_grad():
-            self.tokens = self._features(torch.zeros(1, 3, image_size, image_size)).shape[1]
+            self.tokens = self._features(self.body.eval(), torch.zeros(1, 3, image_size, image_size)).shape[1]
+        self.body.train(training)
+        side = math.isqrt(self.tokens)
+        where_TC = on_grid(side) if side * side == self.tokens else along(self.tokens, axis=2)
+        self.where_TC: Tensor
+        self.register_buffer("where_TC", where_TC, persistent=False)
 
-    def _features(self, x_BCHW: Tensor) -> Tensor:
-        x = self.body.forward_features(x_BCHW)
-        return x.flatten(2).transpose(1, 2) if x.ndim == 4 else x
+    @staticmethod
+    def _features(body: Any, x_BCHW: Tensor) -> Tensor:
+        """float (B, T, F): patches, without class and register tokens; or the squares of a feature map."""
+        x = body.forward_features(x_BCHW)
+        if x.ndim == 3:
+            return x[:, getattr(body, "num_prefix_tokens", 0) :]
+        if x.shape[-1] == body.num_features and x.shape[1] != body.num_features:  # channels last, as of swin
+            return x.flatten(1, 2)
+        return x.flatten(2).transpose(1, 2)
 
     def forward(self, image_BHWC: Tensor, words_BD: Tensor) -> Tensor:
         """uint8 (B, H, W, 3), float (B, D) -> float (B, T, D)."""
-        x_BTF = self._features(image_BHWC.permute(0, 3, 1, 2).to(torch.float32) * (1 / 127.5) - 1)
+        x_BCHW = image_BHWC.permute(0, 3, 1, 2).to(torch.float32) / 255
+        x_BTF = self._features(self.body, (x_BCHW - self.mean_C11) / self.deviation_C11)
         scale, shift = self.film(words_BD).unsqueeze(1).chunk(2, dim=-1)
         return self.project(torch.addcmul(shift, x_BTF, 1 + scale))
 

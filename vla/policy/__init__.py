@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where tokens meet units: observations in, actions out (`acting`), and any other question (`asking`).
+"""Where tokens meet units: questions in (`encoding`), a sample, answers out (`decoding`); `acting` puts them together.
 
-Needs torch, numpy, safetensors and tokenizers.
+Needs torch, numpy, safetensors, tokenizers and einops.
 """
 
-from vla.policy.acting import Chunk, Observation, Policy
-from vla.policy.asking import Answer, Found
+from vla.policy.acting import Policy
+from vla.policy.types import Answer, Chunk, Observation, SegmentOutput
 
-__all__ = ["Answer", "Chunk", "Found", "Observation", "Policy"]
+__all__ = ["Answer", "Chunk", "Observation", "Policy", "SegmentOutput"]

@@ -1,8 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Observation in, actions with units out."""
+"""A checkpoint that acts and answers: observation in, actions with units out.
+
+An observation goes down once, `Encoder` (units to tensors), `read` and `sample` (the network), and comes back once,
+`decoding` (tokens to units). Acting is a question like any other: `act` and `ask` are the same function, and give the
+same tokens for the same key.
+"""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,58 +16,37 @@ import torch
 from torch import Tensor
 
 from vla import randomness
-from vla.canvas import Provenance, Segment, State, hidden, revealed
-from vla.canvas.query import ASK, Question
-from vla.diffusion.domain import Domain, settle
-from vla.diffusion.joint import Turns, one_by_one
+from vla.canvas import Segment
+from vla.canvas import query as queries
+from vla.canvas.query import ASK, QUERIES, PartialActions, Question, check_trained, part_of
+from vla.canvas.query import Part as QueryPart
+from vla.diffusion import Sampling, sample
+from vla.diffusion.domain import Domain
+from vla.diffusion.likelihood import log_likelihood
 from vla.diffusion.limits import Limits, TokenLimits
-from vla.diffusion.sampler import Sample, Sampling, Trace, sample
+from vla.diffusion.sampler import Samples, Trace, Turns
 from vla.model import LatticeModel
-from vla.policy import asking, labelling, stored
+from vla.policy import stored
+from vla.policy.decoding import answer
+from vla.policy.encoding import Encoder, one_shape
 from vla.policy.one_graph import OneGraph
+from vla.policy.types import Answer, Chunk, Observation
 from vla.tokenizers import BinTokenizer, Tokenizers
 
-
-@dataclass(frozen=True)
-class Observation:
-    """What the robot sees at one moment."""
-
-    images: dict[str, np.ndarray]
-    """A camera: uint8 (H, W, 3), RGB, 0..255, square, the image size of the checkpoint."""
-    state: np.ndarray
-    """float32 (S,), the dataset's units and order (`Policy.state_names`)."""
-    instruction: str
-    """What to do, in the language of the dataset."""
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """Decided actions of B observations."""
-
-    actions_BHA: np.ndarray
-    """float32, the dataset's units (`Policy.action_names`)."""
-    confidence_BHA: np.ndarray
-    """float32 in [0, 1]: how probable it is that the action is the decided one, up to a coarse bin (a sixteenth of its
-    range); of tokens that are not aligned with time, the mean probability of a token."""
-    length_B: np.ndarray
-    """int64, 0..H: the steps before STOP; H where there is none. What comes behind is not meant to be executed."""
-
-    def sure_steps(self, above: float, least: int = 1) -> np.ndarray:
-        """How many steps to execute before the next observation, int64 (B,): until a confidence falls below `above`.
-
-        At least `least`, at most the whole chunk. A step is as sure as its least sure dimension.
-        """
-        unsure_BH = self.confidence_BHA.min(-1) < above
-        first_B = np.where(unsure_BH.any(1), unsure_BH.argmax(1), unsure_BH.shape[1])
-        return np.maximum(np.minimum(first_B, self.length_B), least)
-
-
 STOP = "stop"
-Decoding = Literal["actions", "waypoints", "joint", "one_by_one", "thinking"]
+Decoding = Literal["actions", "plan", "waypoints", "joint", "adaptive_plan"]
+NEEDS: dict[str, tuple[str, ...]] = {
+    "actions": ("policy",),
+    "plan": ("plan", "plan_policy"),
+    "waypoints": ("waypoints", "waypoint_policy"),
+    "joint": ("joint",),
+    "adaptive_plan": ("policy", "plan", "plan_policy"),
+}
+"""The queries that each way of deciding asks."""
 
 
 class Policy:
-    """A checkpoint that acts. `Policy.load(folder)`, then `act(observations, keys)`."""
+    """A checkpoint that acts. `Policy.load(folder)`, then `act(observations, keys)`, or any question: `ask`."""
 
     def __init__(
         self,
@@ -76,36 +60,30 @@ class Policy:
         sure_above: float = 0.0,
         decoding: Decoding = "actions",
         think_below: float = 0.2,
+        trained: Sequence[str] = ("policy", "continuation"),
+        precision: Literal["float32", "bfloat16"] = "float32",
     ) -> None:
         """`n_action_steps`: how many steps of a chunk to execute before the next observation (half of it by default).
         `sure_above`: > 0 executes a chunk for as long as it is that sure of all dimensions, 1 step to all of them.
-        `decoding`: of a unified model: the actions alone, which is fast; "waypoints": actions that lead where it says
-        that the robot will be; plan, future image and actions together; one segment after the other; or "thinking": the
-        actions alone, and a plan first where one of the steps that are to be executed is less sure than `think_below`.
-        `rows`: every evaluation has exactly this many rows, padded; then results do not depend on the batch size.
-        None: as many rows as observations (lowest latency).
+        `decoding`: the actions alone, which is fast; "plan" and "waypoints": first what is still to do, or where the
+        robot will be, then actions that follow it; "joint": plan, future image and actions together; "adaptive_plan":
+        the actions alone, and a plan first where one of the steps that are to be executed is less sure than
+        `think_below`. `rows`: every decision has exactly this many rows, padded; then results do not depend on the
+        batch size. None: as many rows as observations (lowest latency). `trained`: the queries that it was trained to
+        answer. `precision`: of the arithmetic; bfloat16 pays on GPUs.
         """
-        self.model, self.tokenizers, self.fps, self.seed, self.rows = (
-            model.eval(),
-            tokenizers,
-            fps,
-            seed,
-            rows,
-        )
-        self.sampling = sampling or Sampling()
-        self.model.head.allowed_ADV.copy_(tokenizers.action.allowed_ADV())
-        self.sure_above = sure_above
-        self.decoding, self.think_below = decoding, think_below
-        self.thoughts = 0
-        self.plans: list[str] = []
-        """What is still to do, of each observation of the last decision; empty where it was decided without a plan."""
+        self.model, self.tokenizers, self.fps, self.seed, self.rows = model.eval(), tokenizers, fps, seed, rows
+        self.sampling, self.trained, self.precision = sampling or Sampling(), tuple(trained), precision
+        self.model.head_of(Segment.ACTION).allowed_ADV.copy_(tokenizers.action.allowed_ADV())
+        self.sure_above, self.decoding, self.think_below = sure_above, decoding, think_below
         self._limits: TokenLimits | None = None
         self._graph: OneGraph | None = None
-        if decoding not in ("actions", "waypoints") and not model.config.unified:
-            raise ValueError(f"this checkpoint knows actions alone, so it cannot decode {decoding}: use 'actions'")
-        if decoding == "waypoints" and model.guide is None:
+        if decoding not in NEEDS:
+            raise ValueError(f"expected a decoding out of {', '.join(NEEDS)}, got {decoding!r}")
+        if lacks := [name for name in NEEDS[decoding] if name not in self.trained]:
             raise ValueError(
-                "this checkpoint does not act on waypoints: train with queries.waypoints > 0, or decode 'actions'"
+                f"decoding '{decoding}' asks the queries {', '.join(NEEDS[decoding])}, and this checkpoint was not "
+                f"trained for {', '.join(lacks)}, only for {', '.join(self.trained)}; decode 'actions'"
             )
         self.n_action_steps = n_action_steps or max(1, self.horizon // 2)
         if not 1 <= self.n_action_steps <= self.horizon:
@@ -115,6 +93,11 @@ class Policy:
     @property
     def horizon(self) -> int:
         return self.tokenizers.action.chunk_steps(self.model.config.horizon)
+
+    @property
+    def n_obs_steps(self) -> int:
+        """Moments of an observation."""
+        return self.model.config.n_obs_steps
 
     @property
     def image_size(self) -> int:
@@ -134,7 +117,12 @@ class Policy:
 
     @property
     def device(self) -> torch.device:
-        return self.model.word.weight.device
+        return self.model.segment.device
+
+    @property
+    def encoder(self) -> Encoder:
+        """Units to tensors."""
+        return Encoder(self.model, self.tokenizers, self.device)
 
     def check_names(self, cache: Any) -> None:
         """ValueError unless a dataset (`FrameCache`) has the actions, states and cameras of the policy."""
@@ -146,6 +134,12 @@ class Policy:
             if list(ours) != list(theirs):
                 raise ValueError(f"expected a dataset with the {what} {list(ours)}, got {list(theirs)}")
 
+    def blank(self) -> Observation:
+        """An observation of nothing, to warm up with."""
+        many = (self.n_obs_steps,) if self.n_obs_steps > 1 else ()
+        images = {c: np.zeros((*many, self.image_size, self.image_size, 3), np.uint8) for c in self.cameras}
+        return Observation(images, np.zeros((*many, len(self.state_names)), np.float32), "go")
+
     @property
     def compiled(self) -> bool:
         """Whether it decides in one graph (`compile`)."""
@@ -155,13 +149,10 @@ class Policy:
     def compile(self, rows: int = 1, backend: str = "inductor") -> None:
         """Decide actions in one compiled graph from now on (one_graph.py), `rows` observations at a time, padded.
 
-        Compiles at once, which takes a minute on a CPU. Limits, traces and other decodings stay uncompiled. ValueError
-        for a sampler that stops early.
+        Compiles at once, which takes a minute on a CPU. Limits, traces and other queries stay uncompiled.
         """
         self.rows, self._graph = rows, OneGraph(self.model, self.sampling, backend)
-        images = {c: np.zeros((self.image_size, self.image_size, 3), np.uint8) for c in self.cameras}
-        nothing = Observation(images, np.zeros(len(self.state_names), np.float32), "go")
-        self.act([nothing] * rows, [(0, 0)] * rows)
+        self.act([self.blank()] * rows, [(0, 0)] * rows)
 
     def act(self, observations: list[Observation], keys: list[tuple[int, int]]) -> np.ndarray:
         """Decide a chunk for every observation. `keys`: (episode seed, environment step), all its randomness.
@@ -172,177 +163,179 @@ class Policy:
 
     def decide(
         self,
-        observations: list[Observation],
-        keys: list[tuple[int, int]],
-        committed: list[np.ndarray] | None = None,
-        trace: Trace | None = None,
+        observations: Sequence[Observation],
+        keys: Sequence[tuple[int, int]],
+        committed: Sequence[np.ndarray] | None = None,
         previous: np.ndarray | None = None,
         start: np.ndarray | None = None,
+        trace: Trace | None = None,
     ) -> Chunk:
         """As `act`, with confidence. `committed`: a row, float (d, A): the first d <= H actions, on their way.
 
-        `previous`, `start`: float (B, A), where limits of change and of reach begin (`limit`).
+        `previous`, `start`: float (B, A), where limits of change and of reach begin (`limit`). ValueError for no
+        observations, another number of keys, and committed actions where they were not trained.
         """
-        if len(observations) != len(keys):
-            raise ValueError(f"expected one key for each of {len(observations)} observations, got {len(keys)}")
-        rows = self.rows or len(observations)
-        actions, confidence, lengths = [], [], []
-        for start_row in range(0, len(observations), rows):
-            end = min(start_row + rows, len(observations))
-            part, part_keys = observations[start_row:end], keys[start_row:end]
-            given = committed[start_row:end] if committed is not None else None
-            filling = rows - len(part)
-            result = self._decide_rows(
-                part + part[-1:] * filling,
-                part_keys + part_keys[-1:] * filling,
-                given + given[-1:] * filling if given is not None else None,
-                trace,
-                *(
-                    None if x is None else np.concatenate([x[start_row:end], x[end - 1 : end].repeat(filling, 0)])
-                    for x in (previous, start)
-                ),
+        if not observations or len(observations) != len(keys):
+            raise ValueError(
+                f"expected at least one observation, and one key for each of {len(observations)}, got {len(keys)} keys"
             )
-            actions.append(result[0][: len(part)])
-            confidence.append(result[1][: len(part)])
-            lengths.append(result[2][: len(part)])
-        return Chunk(*(torch.cat(parts).cpu().numpy() for parts in (actions, confidence, lengths)))
+        questions = [Question(o.images, o.state, o.instruction, executed=o.executed) for o in observations]
+        if committed is not None and any(len(x) for x in committed):
+            if self.decoding != "actions":
+                raise ValueError(f"committed actions need decoding='actions', not '{self.decoding}'")
+            asked = [queries.continuation(q, x, self.horizon) for q, x in zip(questions, committed, strict=True)]
+            return _chunk(self.ask(asked, keys, previous=previous, start=start, trace=trace))
+        if self.decoding in ("plan", "waypoints"):
+            return self._decide_by_way(questions, keys, previous, start)
+        if self.decoding == "joint":
+            asked = [queries.joint(q) for q in questions]
+            return _chunk(self.ask([self._written(q) for q in asked], keys, previous=previous, start=start))
+        answer = self.ask([queries.policy(q) for q in questions], keys, previous=previous, start=start, trace=trace)
+        return self._thought_over(_chunk(answer), questions, keys, previous, start)
 
-    @torch.inference_mode()
-    def _decide_rows(
+    def _decide_by_way(
         self,
-        observations: list[Observation],
-        keys: list[tuple[int, int]],
-        committed: list[np.ndarray] | None,
-        trace: Trace | None,
-        previous: np.ndarray | None = None,
-        start: np.ndarray | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        self.plans = []
-        if self.decoding in ("actions", "waypoints"):
-            return self._decide_actions(observations, keys, committed, trace, previous, start)
-        if committed is not None:
-            raise ValueError(f"committed actions need decoding='actions', not '{self.decoding}'")
-        if self.decoding != "thinking":
-            return self._decide_jointly(observations, keys, previous, start)
-        quick, confidence, length_B = self._decide_actions(observations, keys, None, trace, previous, start)
-        unsure_B = confidence[:, : self.n_action_steps].flatten(1).amin(1) < self.think_below
-        if not bool(unsure_B.any()):
-            return quick, confidence, length_B
-        self.thoughts += int(unsure_B.sum())
-        slow, surer, lengths = self._decide_jointly(observations, keys, previous, start)
-        unsure_B11 = unsure_B[:, None, None]
-        length_B = torch.where(unsure_B, lengths, length_B)
-        return torch.where(unsure_B11, slow, quick), torch.where(unsure_B11, surer, confidence), length_B
-
-    def _decide_actions(
-        self,
-        observations: list[Observation],
-        keys: list[tuple[int, int]],
-        committed: list[np.ndarray] | None,
-        trace: Trace | None,
+        questions: Sequence[Question],
+        keys: Sequence[tuple[int, int]],
         previous: np.ndarray | None,
         start: np.ndarray | None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """The fast path: no other segment is evaluated."""
-        key_B, inputs = self.randomness(keys), self.inputs(observations)
-        given = self._commit(committed, len(observations)) if committed is not None else None
-        domain = self.domain(len(observations), previous, start, committed or ())
+    ) -> Chunk:
+        """First a plan or waypoints, then actions that follow them, given nothing else that is said."""
+        by_plan = self.decoding != "waypoints"
+        first = self.ask([queries.plan(q) if by_plan else queries.waypoints(q) for q in questions], keys)
+        found = first.plan if by_plan else first.waypoints
+        assert found is not None
+        follow = queries.plan_policy if by_plan else queries.waypoint_policy
+        asked = [follow(q, value) for q, value in zip(questions, found.values, strict=True)]
+        return _chunk(self.ask(asked, keys, previous=previous, start=start), found.values if by_plan else ())
+
+    def _thought_over(
+        self,
+        quick: Chunk,
+        questions: Sequence[Question],
+        keys: Sequence[tuple[int, int]],
+        previous: np.ndarray | None,
+        start: np.ndarray | None,
+    ) -> Chunk:
+        """With decoding "adaptive_plan": the chunks that are not sure are decided again, by way of a plan."""
+        if self.decoding != "adaptive_plan":
+            return quick
+        plans = [""] * len(questions)
+        unsure = np.flatnonzero(quick.confidence_BHA[:, : self.n_action_steps].min((1, 2)) < self.think_below)
+        if not len(unsure):
+            return replace(quick, plans=tuple(plans))
+        rows = [None if x is None else np.asarray(x)[unsure] if np.ndim(x) > 1 else x for x in (previous, start)]
+        slow = self._decide_by_way([questions[i] for i in unsure], [keys[i] for i in unsure], *rows)
+        parts = [x.copy() for x in (quick.actions_BHA, quick.confidence_BHA, quick.length_B)]
+        for part, better in zip(parts, (slow.actions_BHA, slow.confidence_BHA, slow.length_B), strict=True):
+            part[unsure] = better
+        for row, text in zip(unsure, slow.plans, strict=True):
+            plans[row] = text
+        return Chunk(*parts, plans=tuple(plans))
+
+    def _written(self, question: Question) -> Question:
+        """The question without the segments that this model does not know."""
+        written = self.model.config.written
+        return question.but(
+            plan=question.plan if Segment.PLAN in written else None,
+            future_image=question.future_image if Segment.FUTURE_IMAGE in written else None,
+        )
+
+    # --- any question --------------------------------------------------------------------------------------------
+    def ask(
+        self,
+        questions: Sequence[Question],
+        keys: Sequence[tuple[int, int]],
+        sampling: Sampling | None = None,
+        turns: Turns | None = None,
+        previous: np.ndarray | None = None,
+        start: np.ndarray | None = None,
+        trace: Trace | None = None,
+    ) -> Answer:
+        """Answer questions of one shape (vla/canvas/query.py). `keys`: (episode seed, environment step) of each.
+
+            now = Question(images, state, instruction="push the red block left")
+            answer = policy.ask([query.world_model(now, actions)], keys=[(seed, step)])
+            answer.future_image.values["front"][0]      uint8 (H, W, 3)
+
+        `sampling`: the policy's by default; with a text there are at least TEXT_STEPS steps. `turns`: which segment is
+        filled when; all together by default. `previous`, `start`: where the policy's limits begin, which actions that
+        are asked for keep. ValueError for questions of different shapes, a query that was not trained, and values of
+        the wrong shape.
+        """
+        one_shape(questions, keys)
+        rows = self.rows or len(questions)
+        parts = []
+        for begin in range(0, len(questions), rows):
+            end = min(begin + rows, len(questions))
+            filling = rows - (end - begin)
+            padded = [*questions[begin:end], *[questions[end - 1]] * filling]
+            padded_keys = [*keys[begin:end], *[keys[end - 1]] * filling]
+            bounds = [_rows_of(x, begin, end, filling) for x in (previous, start)]
+            parts.append(
+                (self._answer(padded, padded_keys, sampling or self.sampling, turns, *bounds, trace), end - begin)
+            )
+        return parts[0][0] if len(parts) == 1 and parts[0][1] == rows else _joined(parts)
+
+    @torch.inference_mode()
+    def _answer(
+        self,
+        questions: Sequence[Question],
+        keys: Sequence[tuple[int, int]],
+        sampling: Sampling,
+        turns: Turns | None,
+        previous: np.ndarray | None,
+        start: np.ndarray | None,
+        trace: Trace | None,
+    ) -> Answer:
+        """Down once, encode, read, sample; back once, decode."""
+        query = one_shape(questions, keys)
+        check_trained(query, self.trained, self.model.config.written)
+        encoder, asks_actions = self.encoder, Segment.ACTION in query.asked
+        given, known, key_B = encoder.given(questions, query), encoder.known(questions, query), self.randomness(keys)
+        domain = self._domain(questions, previous, start) if asks_actions else None
         graph = self._graph
-        plain = self.decoding != "waypoints" and trace is None and domain is None
-        if graph is not None and graph.sampling == self.sampling and plain:
-            result = graph(*inputs, key_B, given)
-        else:
-            prefix = self.model.encode(*inputs)
-            if self.decoding == "waypoints":
-                prefix = self.model.towards(inputs[1], self.model.waypoints(prefix))
-            result = sample(self.model, prefix, key_B, self.sampling, given, trace, domain)
-        actions_BHA, confidence_BHA, length_B = self.decoded(result)
-        if domain is not None and self.sampling.expectation:
-            digits_BHAD = self.model.config.layout.unfold(result.state.digits_BNSD)
-            actions_BHA = self.settled(digits_BHAD, actions_BHA, domain)
-        for row, actions in enumerate(committed or ()):  # on their way already: as they are, not as the nearest bin
-            actions_BHA[row, : len(actions)] = torch.as_tensor(np.asarray(actions, np.float32), device=self.device)
-        return actions_BHA, confidence_BHA, length_B
+        fits = query.asked == (Segment.ACTION,) and len(given) == 2 and domain is None and trace is None
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+            if graph is not None and fits and graph.sampling == sampling:
+                found = graph(given, key_B, known.get(Segment.ACTION))
+            else:
+                context = self.model.read(None, given)
+                words = encoder.vocabulary()
+                found = sample(self.model, context, key_B, query.asked, sampling, known, domain, words, turns, trace)
+        return answer(self.model, self.tokenizers, sampling, found, questions, domain)
+
+    def samples(self, questions: Sequence[Question], keys: Sequence[tuple[int, int]]) -> Samples:
+        """The tokens themselves, and how they were decided."""
+        query = one_shape(questions, keys)
+        check_trained(query, self.trained, self.model.config.written)
+        with torch.inference_mode():
+            context = self.model.read(None, self.encoder.given(questions, query))
+            known, words = self.encoder.known(questions, query), self.encoder.vocabulary()
+            return sample(self.model, context, self.randomness(keys), query.asked, self.sampling, known, None, words)
+
+    def score(self, questions: Sequence[Question]) -> np.ndarray:
+        """How likely the given actions of each question are under the policy, float64 (B,), nats: to rank candidates.
+
+        The log-likelihood of the sampler of two steps: of the coarse digits given nothing, and of the fine ones given
+        all coarse ones. ValueError unless the actions are given.
+        """
+        if any(part_of(q.actions) is not QueryPart.GIVEN for q in questions):
+            raise ValueError("a score is of actions that are given, float (H, A): set Question.actions")
+        check_trained(QUERIES["policy"], self.trained, self.model.config.written)
+        with torch.inference_mode():
+            asked = [q.but(actions=ASK, goal_image=None, name="policy") for q in questions]
+            context = self.model.read(None, self.encoder.given(asked, QUERIES["policy"]))
+            digits_BNSD = self.encoder.actions([q.actions for q in questions])
+            return log_likelihood(self.model, context, digits_BNSD).cpu().numpy()
 
     def randomness(self, keys: Sequence[tuple[int, int]]) -> Tensor:
         """The keys of a sampler's rows, int64 (B,), of (episode seed, environment step)."""
         return torch.tensor([randomness.fold_numbers(self.seed, *key) for key in keys], device=self.device)
 
-    def decoded(self, sample: Sample) -> tuple[Tensor, Tensor, Tensor]:
-        """What `Chunk` has, of decided tokens: float (B, H, A) in the dataset's units, confidence, int64 (B,)."""
-        layout = self.model.config.layout
-        digits_BHAD = layout.unfold(sample.state.digits_BNSD)
-        offset = layout.unfold(sample.fine_offset_BNS) if self.sampling.expectation else None
-        actions_BHA = self.tokenizers.action.decode(digits_BHAD, offset)
-        return actions_BHA, self.sureness(sample), self.lengths(digits_BHAD)
-
-    def sureness(self, sample: Sample) -> Tensor:
-        """`Chunk.confidence_BHA` of decided tokens."""
-        layout, tokenizer = self.model.config.layout, self.tokenizers.action
-        if tokenizer.time_aligned and sample.near_BNS is not None:
-            return layout.unfold(sample.near_BNS)[..., : tokenizer.dims]
-        confidence_BHA = layout.unfold(sample.confidence_BNS)  # a token speaks about all steps: one for all of them
-        shape = (len(confidence_BHA), self.horizon, len(tokenizer.names))
-        return confidence_BHA.mean((1, 2), keepdim=True).expand(shape)
-
-    def lengths(self, digits_BHSD: Tensor) -> Tensor:
-        """int64 (B,): the steps of chunks before STOP."""
-        tokenizer = self.tokenizers.action
-        if not isinstance(tokenizer, BinTokenizer) or not tokenizer.stops:
-            return torch.full((len(digits_BHSD),), self.horizon, device=digits_BHSD.device)
-        return (tokenizer.ended(digits_BHSD).long().cumsum(1) == 0).sum(1)
-
-    def domain(
-        self,
-        batch: int,
-        previous: np.ndarray | None = None,
-        start: np.ndarray | None = None,
-        committed: Sequence[np.ndarray] = (),
-    ) -> Domain | None:
-        """Which tokens the limits leave to a chunk; None without limits."""
-        if self._limits is None:
-            return None
-        more = self.model.config.layout.dims - len(self.action_names)  # STOP has no limits
-
-        def whole(x: np.ndarray | None) -> np.ndarray | None:
-            return None if x is None else np.pad(x, [(0, 0)] * (np.ndim(x) - 1) + [(0, more)])
-
-        known = [np.pad(np.asarray(x), [(0, 0), (0, more)]) for x in committed]
-        return self._limits.begin(batch, self.horizon, whole(previous), whole(start), known)
-
-    def settled(self, digits_BHSD: Tensor, wanted_BHA: Tensor, domain: Domain) -> Tensor:
-        """From the values of tokens as far towards `wanted_BHA` as the limits allow: float32 (B, H, A)."""
-        more = self.model.config.layout.dims - len(self.action_names)
-        values_BHA = self.tokenizers.action.decode(digits_BHSD)
-        both = (torch.nn.functional.pad(x, (0, more)) for x in (values_BHA, wanted_BHA))
-        return settle(*both, domain)[..., : wanted_BHA.shape[-1]]
-
-    def _decide_jointly(
-        self,
-        observations: list[Observation],
-        keys: list[tuple[int, int]],
-        previous: np.ndarray | None,
-        start: np.ndarray | None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Actions by way of a plan, and of the future image (but when thinking), as far as the model has them."""
-        names = {"plan": Segment.PLAN}
-        if self.decoding != "thinking":
-            names["future_image"] = Segment.FUTURE_IMAGE
-        also: dict[str, Any] = {name: ASK for name, segment in names.items() if segment in self.model.config.ports}
-        questions = [Question(o.images, o.state, o.instruction, actions=ASK, **also) for o in observations]
-        asked = questions[0].query.asked
-        turns = one_by_one(asked, self.sampling.evaluations) if self.decoding != "joint" else None
-        answer = asking.ask(self, questions, keys, None, turns, previous, start)
-        found, self.plans = answer.actions, list(answer.plan.values) if answer.plan is not None else []
-        assert found is not None
-        digits_BHSD = self.model.config.layout.unfold(torch.from_numpy(found.tokens))
-        return tuple(  # type: ignore[return-value]
-            x.to(self.device)
-            for x in (torch.from_numpy(found.values), torch.from_numpy(found.confidence), self.lengths(digits_BHSD))
-        )
-
+    # --- limits --------------------------------------------------------------------------------------------------
     def limit(self, limits: Limits | None) -> None:
-        """Keep these limits from now on, in every chunk: masks on the logits at every evaluation (limits.py).
+        """Keep these limits from now on, in every chunk: masks on the logits at every denoising step (limits.py).
 
         None: no limits. ValueError for limits that cannot be kept, or tokens that are not aligned with time.
         """
@@ -364,107 +357,104 @@ class Policy:
             values_AV = torch.cat([values_AV, torch.arange(tokenizer.bins, dtype=values_AV.dtype)[None]])
         self._limits = TokenLimits(limits, values_AV, tokenizer.allowed_ADV().to(self.device))
 
-    def ask(
-        self,
-        questions: Sequence[Question],
-        keys: Sequence[tuple[int, int]],
-        evaluations: int | None = None,
-        turns: Turns | None = None,
-        previous: np.ndarray | None = None,
-        start: np.ndarray | None = None,
-        temperature: float | None = None,
-    ) -> "asking.Answer":
-        """Any question to the joint distribution: see `vla.policy.asking.ask`."""
-        return asking.ask(self, questions, keys, evaluations, turns, previous, start, temperature)
+    @property
+    def limited(self) -> bool:
+        """Whether there are limits."""
+        return self._limits is not None
 
-    def score(self, questions: Sequence[Question]) -> np.ndarray:
-        """How likely given actions are, float64 (B,), nats: see `vla.policy.asking.score`."""
-        return asking.score(self, questions)
+    def _domain(
+        self, questions: Sequence[Question], previous: np.ndarray | None, start: np.ndarray | None
+    ) -> Domain | None:
+        """Which tokens the limits leave to chunks; None without limits."""
+        if self._limits is None:
+            return None
+        more = self.model.config.layout.dims - len(self.action_names)  # STOP has no limits
 
-    def label(
-        self,
-        episodes: Sequence[Sequence[Question]],
-        keys: Sequence[tuple[int, int]],
-        candidates: int = 8,
-        among: Sequence[str] = (),
-    ) -> "list[labelling.Label]":
-        """Instructions for demonstrations that have none: see `vla.policy.labelling.label`."""
-        return labelling.label(self, episodes, keys, candidates, among)
+        def whole(x: np.ndarray | None) -> np.ndarray | None:
+            return None if x is None else np.pad(x, [(0, 0)] * (np.ndim(x) - 1) + [(0, more)])
 
-    def inputs(
-        self, observations: Sequence[Observation], told: bool = True
-    ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-        """What `LatticeModel.encode` reads. `told`: False leaves the instruction out. ValueError: a wrong picture."""
-        images = self.pictures([o.images for o in observations])
-        state_BS = torch.from_numpy(np.stack([np.asarray(o.state, np.float32) for o in observations])).to(self.device)
-        if told:
-            words = self.tokenizers.text.encode([o.instruction for o in observations])
-        else:
-            words = np.zeros((len(observations), self.tokenizers.text.length), dtype=np.int64)
-        return images, self.tokenizers.state(state_BS), torch.from_numpy(words).to(self.device)
-
-    def pictures(self, rows: Sequence[dict[str, np.ndarray]], what: str = "") -> dict[str, Tensor]:
-        """{camera: uint8 (B, H, W, 3)} on the device. `what`: names them in errors. ValueError for a wrong picture."""
-        size = self.image_size
-        for row in rows:
-            if missing := set(self.cameras) - set(row):
-                raise ValueError(f"the checkpoint needs cameras {list(self.cameras)}; missing {sorted(missing)} {what}")
-            for camera in self.cameras:
-                image = row[camera]
-                if image.shape != (size, size, 3) or image.dtype != np.uint8:
-                    raise ValueError(
-                        f"camera '{camera}'{what and ' of ' + what}: expected uint8 ({size}, {size}, 3), got "
-                        f"{image.dtype} {image.shape}; resize it the way the training data were resized"
-                    )
-        return {c: torch.from_numpy(np.stack([row[c] for row in rows])).to(self.device) for c in self.cameras}
-
-    def _commit(self, committed: list[np.ndarray], batch: int) -> State:
-        """Committed actions as given tokens: real-time chunking is in-painting."""
-        if not self.tokenizers.action.time_aligned:
-            raise ValueError(
-                f"actions cannot be committed with the '{self.tokenizers.action.kind}' tokenizer, whose tokens speak "
-                "about the whole chunk; train with actions=bins for real-time chunking"
-            )
-        layout = self.model.config.layout
-        empty = hidden((batch, layout.positions, layout.sub_tokens), layout.digits, self.device)
-        digits_BHAD = layout.unfold(empty.digits_BNSD).clone()
-        known_BHA = layout.unfold(empty.known_BNS).clone()
-        for row, actions in enumerate(committed):
-            steps = len(actions)
-            if steps > self.horizon:
-                raise ValueError(f"at most {self.horizon} committed steps fit into a chunk, got {steps}")
-            if steps:
-                digits_BHAD[row, :steps] = self.tokenizers.action.encode(
-                    torch.as_tensor(np.asarray(actions, np.float32), device=self.device)
-                )
-                known_BHA[row, :steps] = layout.digits
-        provenance_BHA = torch.where(known_BHA > 0, int(Provenance.COMMITTED), int(Provenance.FREE))
-        return revealed(layout.fold(digits_BHAD), layout.fold(known_BHA), layout.fold(provenance_BHA))
+        begun = [q.actions for q in questions]
+        done = [
+            p.values[: int(p.levels(1).all(1).sum())]
+            if isinstance(p, PartialActions) and p.begins
+            else np.zeros((0, len(self.action_names)))
+            for p in begun
+        ]
+        known = [np.pad(np.asarray(x), [(0, 0), (0, more)]) for x in done]
+        return self._limits.begin(len(questions), self.horizon, whole(previous), whole(start), known)
 
     # --- checkpoints ---------------------------------------------------------------------------------------------
     def write(self, folder: Path, extra: dict | None = None) -> None:
         """Write the policy's files into `folder` (within `checkpoint.write_folder`)."""
-        stored.write(self, folder, extra)
+        stored.write(
+            folder,
+            stored.Stored(self.model, self.tokenizers, self.fps, self.sampling, self.n_action_steps, self.trained),
+            extra,
+        )
 
     @classmethod
     def load(
         cls,
         path: str | Path,
         device: str = "cpu",
-        evaluations: int | None = None,
+        num_inference_steps: int | None = None,
         n_action_steps: int | None = None,
-        seed: int = 0,
-        rows: int | None = None,
-        sure_above: float = 0.0,
-        decoding: Decoding = "actions",
-        think_below: float = 0.2,
+        **options: Any,
     ) -> "Policy":
-        """Load a checkpoint: a folder, or a name of a shipped one ("tabletop_nano").
+        """Load a checkpoint: a folder, or a name of a shipped one ("tabletop_nano"). `options`: as of `Policy`.
 
         Raises ValueError when it is missing, damaged or of another version.
         """
         found = stored.read(path)
-        sampling = found.sampling if evaluations is None else replace(found.sampling, evaluations=evaluations)
-        steps = n_action_steps or found.n_action_steps
-        model = found.model.to(device)
-        return cls(model, found.tokenizers, found.fps, sampling, steps, seed, rows, sure_above, decoding, think_below)
+        sampling = found.sampling
+        if num_inference_steps is not None:
+            sampling = replace(sampling, num_inference_steps=num_inference_steps)
+        return cls(
+            found.model.to(device),
+            found.tokenizers,
+            found.fps,
+            sampling,
+            n_action_steps or found.n_action_steps,
+            trained=found.trained,
+            **options,
+        )
+
+
+def _chunk(answer: Answer, plans: Sequence[str] = ()) -> Chunk:
+    """The actions of an answer."""
+    assert answer.actions is not None
+    said = plans or (answer.plan.values if answer.plan is not None else ())
+    return Chunk(answer.actions.values, answer.actions.confidence, answer.lengths, tuple(said))
+
+
+def _rows_of(x: np.ndarray | None, begin: int, end: int, filling: int) -> np.ndarray | None:
+    """Rows of float (B, A), the last one repeated; (A,) and None stay."""
+    if x is None or np.ndim(x) < 2:
+        return x
+    return np.concatenate([x[begin:end], np.repeat(x[end - 1 : end], filling, 0)])
+
+
+def _joined(parts: Sequence[tuple[Answer, int]]) -> Answer:
+    """Answers to parts of a list of questions, of each its first rows, as one."""
+    found: dict[str, Any] = {}
+    for f in fields(Answer):
+        values = [(getattr(answer, f.name), rows) for answer, rows in parts]
+        if isinstance(values[0][0], np.ndarray):
+            found[f.name] = np.concatenate([x[:rows] for x, rows in values])
+        elif f.name == "steps":
+            found["steps"] = values[0][0]
+        elif values[0][0] is not None:
+            outputs = [(o, rows) for o, rows in values]
+            first = outputs[0][0]
+            if isinstance(first.values, dict):
+                joined: Any = {c: np.concatenate([o.values[c][:rows] for o, rows in outputs]) for c in first.values}
+            elif isinstance(first.values, list):
+                joined = [text for o, rows in outputs for text in o.values[:rows]]
+            else:
+                joined = np.concatenate([o.values[:rows] for o, rows in outputs])
+            arrays = {
+                n: np.concatenate([getattr(o, n)[:rows] for o, rows in outputs]) for n in ("tokens", "confidence")
+            }
+            used = float(np.average([o.used for o, _ in outputs], weights=[rows for _, rows in outputs]))
+            found[f.name] = replace(first, values=joined, used=used, **arrays)
+    return Answer(**found)

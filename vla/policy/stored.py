@@ -4,15 +4,12 @@
 import json
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vla import checkpoint
-from vla.diffusion.sampler import Sampling
+from vla.diffusion import Sampling
 from vla.model import LatticeModel, ModelConfig, low_bit
 from vla.tokenizers import Tokenizers
-
-if TYPE_CHECKING:
-    from vla.policy.acting import Policy
 
 
 @dataclass(frozen=True)
@@ -24,9 +21,11 @@ class Stored:
     fps: float
     sampling: Sampling
     n_action_steps: int
+    trained: tuple[str, ...]
+    """The queries that it was trained to answer."""
 
 
-def write(policy: "Policy", folder: Path, extra: dict[str, Any] | None = None) -> None:
+def write(folder: Path, policy: Stored, extra: dict[str, Any] | None = None) -> None:
     """Write the files into `folder` (within `checkpoint.write_folder`). `extra`: more for config.json."""
     config = {
         "version": checkpoint.VERSION,
@@ -35,6 +34,7 @@ def write(policy: "Policy", folder: Path, extra: dict[str, Any] | None = None) -
         "sampling": asdict(policy.sampling),
         "n_action_steps": policy.n_action_steps,
         "fps": policy.fps,
+        "queries": list(policy.trained),
         **(extra or {}),
     }
     (folder / "config.json").write_text(json.dumps(config, indent=2))
@@ -49,12 +49,19 @@ def read(path: str | Path) -> Stored:
     config = json.loads((folder / "config.json").read_text())
     if config.get("version") != checkpoint.VERSION:
         raise ValueError(
-            f"checkpoint '{folder}' has version {config.get('version')}, this release reads {checkpoint.VERSION}"
+            f"checkpoint '{folder}' has version {config.get('version')}, this release reads {checkpoint.VERSION}: train "
+            "it again, or use the release that made it"
         )
-    model = LatticeModel(ModelConfig(**{**config["model"], "cameras": tuple(config["model"]["cameras"])}))
+    model = LatticeModel(ModelConfig(**config["model"]))
     tensors = checkpoint.load_tensors(folder / "model.safetensors")
     model.load_state_dict(low_bit.unpack(tensors) if "low_bit" in config else tensors)
     if "low_bit" in config:
         low_bit.run_in_integers(model, tensors)
-    sampling, steps = Sampling(**config["sampling"]), config["n_action_steps"]
-    return Stored(model, Tokenizers.load(folder), config["fps"], sampling, steps)
+    return Stored(
+        model,
+        Tokenizers.load(folder),
+        config["fps"],
+        Sampling(**config["sampling"]),
+        config["n_action_steps"],
+        tuple(config["queries"]),
+    )

@@ -12,7 +12,7 @@ import time
 import numpy as np
 import torch
 
-from vla.policy.acting import Observation, Policy
+from vla.policy.acting import Policy
 
 TRIES = 7
 """Decisions that are timed for each number of threads."""
@@ -46,13 +46,11 @@ def choose_threads(policy: Policy, most: int | None = None) -> int:
 def decision_ms(policy: Policy, threads: int) -> float:
     """What a decision about one observation takes with so many threads, ms, the median, asked by a robot."""
     torch.set_num_threads(threads)
-    images = {c: np.zeros((policy.image_size, policy.image_size, 3), np.uint8) for c in policy.cameras}
-    nothing = Observation(images, np.zeros(len(policy.state_names), np.float32), "go")
     taken = []
     for number in range(-2, TRIES):
         time.sleep(PAUSE_S)
         began = time.perf_counter()
-        policy.act([nothing], [(0, number)])
+        policy.act([policy.blank()], [(0, number)])
         if number >= 0:
             taken.append(1e3 * (time.perf_counter() - began))
     return float(np.median(taken))

@@ -129,6 +129,11 @@ class ActionLimits:
             raise ValueError(f"expected an action tokenizer of kind '{cls.kind}', got {kind!r}")
         return cls(**data)
 
+    def scaled(self, actions: Tensor) -> Tensor:
+        """float (..., A), dataset units -> float32 in [-1, 1], clipped to the limits; nothing is counted."""
+        low, high, _ = self._limits(actions)
+        return (2 * (actions.to(torch.float32) - low) / (high - low) - 1).clamp(-1, 1)
+
     # --- values <-> [0, 1] ---------------------------------------------------------------------------------------
     def _limits(self, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         def to(values: list) -> Tensor:
@@ -200,6 +205,15 @@ class BinTokenizer(ActionLimits):
     ) -> "BinTokenizer":
         """Fit limits on all frames. `actions_NA`: float (N, A). Raises ValueError on NaN or a constant dimension."""
         return cls(*fit_limits(actions_NA, names, quantile), list(names), digits, base)
+
+    @classmethod
+    def of_states(cls, state_NS: np.ndarray, names: list[str]) -> "BinTokenizer":
+        """Bins of robot states, float (N, S), for those that are asked for. A constant one gets a range around it."""
+        state = np.asarray(state_NS, np.float64)
+        ranges = [fit_range(column, 0.001) for column in state.T]
+        ranges = [(a, b) if b - a > 1e-6 * max(1.0, abs(a)) else (a - 0.5, a + 0.5) for a, b in ranges]
+        low, high = [a for a, _ in ranges], [b for _, b in ranges]
+        return cls(low, high, [False] * len(names), list(names))
 
     def grid(self, horizon: int) -> tuple[int, int]:
         """(positions, sub-tokens) of a chunk of `horizon` steps: a timestep is a position."""

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vla.tokenizers.action import BinTokenizer
 from vla.tokenizers.actions import ActionTokenizer, action_tokenizer_from_dict
 from vla.tokenizers.image import ImageTokenizer
 from vla.tokenizers.state import StateScaler
@@ -21,15 +22,17 @@ IMAGE_FILE = "image_tokenizer.json"
 
 @dataclass
 class Tokenizers:
-    """The action tokenizer, the state scaler and the text tokenizer of one dataset; and what a unified model has
-    beside them, the digits of words that are asked for and the codes of pictures."""
+    """The action tokenizer, the state scaler, the text tokenizer and the digits of its words of one dataset; and what a
+    unified model has beside them, the codes of pictures and the digits of robot states to come."""
 
     action: ActionTokenizer
     state: StateScaler
     text: TextTokenizer
-    words: WordNumerals | None = None
+    words: WordNumerals
     """Of V + 1 tokens: the last is [expand], and the padding 0 stands for [delete] (vla/diffusion/lengths.py)."""
     image: ImageTokenizer | None = None
+    waypoints: BinTokenizer | None = None
+    """Of robot states to come."""
 
     def codes(self, images: Mapping[str, Tensor]) -> Tensor:
         """uint8 (B, H, W, 3) of every camera -> int64 (B, cameras * N, D): each one's own codes, one after the other.
@@ -59,7 +62,8 @@ class Tokenizers:
         """All of it as plain data, but for the image tokenizer, which is a network."""
         text = {"length": self.text.length, "bpe": self.text.to_json()}
         data = {"action": self.action.to_dict(), "state": self.state.to_dict(), "text": text}
-        return data if self.words is None else data | {"words": self.words.to_dict()}
+        data["words"] = self.words.to_dict()
+        return data if self.waypoints is None else data | {"waypoints": self.waypoints.to_dict()}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> "Tokenizers":
@@ -67,7 +71,8 @@ class Tokenizers:
             action_tokenizer_from_dict(data["action"]),
             StateScaler(**data["state"]),
             TextTokenizer.from_json(data["text"]["bpe"], data["text"]["length"]),
-            WordNumerals.from_dict(data["words"]) if "words" in data else None,
+            WordNumerals.from_dict(data["words"]),
+            waypoints=BinTokenizer.from_dict(data["waypoints"]) if "waypoints" in data else None,
         )
 
     def save(self, folder: Path) -> None:

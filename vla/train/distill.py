@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`vla distill`: a student of one or two evaluations that decides as a trained checkpoint does in many.
+"""`vla distill`: a student of one or two denoising steps that decides as a trained checkpoint does in many.
 
 The loop is that of `vla train`, with its checkpoints, --resume and metrics; the session asks for another loss
 (vla/train/student.py). Only actions are learnt; what else a unified checkpoint knows is left out.
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class DistillConfig:
-    """Teach a student of one or two evaluations what a checkpoint decides in many."""
+    """Teach a student of one or two denoising steps what a checkpoint decides in many."""
 
     teacher: str
     """Checkpoint folder, or the name of a shipped one."""
@@ -25,9 +25,10 @@ class DistillConfig:
     """Observations to decide about; their actions are only used as committed ones. Folders or hub repository ids."""
     out: Path = Path("runs/distill")
     """Run folder: checkpoints/, metrics.jsonl, tensorboard/."""
-    evaluations: int = 1
-    """Of the student: 1 or 2."""
-    teacher_evaluations: int = 8
+    num_inference_steps: int = 1
+    """Denoising steps of the student: 1 or 2."""
+    teacher_steps: int = 8
+    """Denoising steps of the teacher."""
     temperature: float = 1.0
     """Of the teacher: 1 teaches all that it would do, 0 what it does most."""
     noise_indices: int = 16
@@ -35,7 +36,7 @@ class DistillConfig:
     candidates: int = 8
     """Noise indices that are looked at for each chunk, to learn from the one that explains it best."""
     committed: float = 0.25
-    """Of the samples, in which the first 1 to 4 actions are given (real-time chunking)."""
+    """Of the samples, in which the first actions are given (real-time chunking)."""
     steps: int = 2000
     minutes: float | None = None
     """Upper limit of the wall-clock."""
@@ -67,21 +68,22 @@ def distill(config: DistillConfig) -> dict[str, Any]:
     from vla.train import loop, setup
     from vla.train.student import Distillation, student_of
 
-    if not 1 <= config.evaluations <= 2 or config.noise_indices < 1 or config.candidates < 1:
+    if not 1 <= config.num_inference_steps <= 2 or config.noise_indices < 1 or config.candidates < 1:
         raise ValueError(
-            "expected 1 or 2 evaluations of the student and at least 1 noise index and candidate, got "
-            f"{config.evaluations}, {config.noise_indices} and {config.candidates}"
+            "expected 1 or 2 denoising steps of the student and at least 1 noise index and candidate, got "
+            f"{config.num_inference_steps}, {config.noise_indices} and {config.candidates}"
         )
     policy = Policy.load(config.teacher)
     student = student_of(policy.model, config.noise_indices, config.seed)
-    tokenizers = replace(policy.tokenizers, words=None, image=None)
+    tokenizers = replace(policy.tokenizers, image=None, waypoints=None)
     indices = student.config.noise_indices
     recipe = Recipe(
         image_size=policy.image_size,
         horizon=policy.horizon,
+        n_obs_steps=policy.n_obs_steps,
         n_action_steps=policy.n_action_steps,
         noise_indices=indices,
-        sampling=Sampling(config.evaluations, noise=indices > 1),
+        sampling=Sampling(config.num_inference_steps, noise=indices > 1),
         steps=config.steps,
         batch_size=config.batch_size,
         lr=config.lr,

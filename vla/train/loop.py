@@ -33,7 +33,7 @@ class TrainConfig:
     recipe: str = "tabletop_nano"
     """A named recipe of vla/recipes.py."""
     set: tuple[str, ...] = ()
-    """Overrides of single values of the recipe, e.g. --set width=192 programs.full=0.3"""
+    """Overrides of single values of the recipe, e.g. --set width=192 corruption.p_full_mask=0.3"""
     steps: int | None = None
     """Optimiser steps; the recipe's by default."""
     minutes: float | None = None
@@ -163,11 +163,14 @@ def _run(
             # One step: corrupt, predict, descend the gradient, average the weights
             for group in s.optimiser.param_groups:
                 group["lr"] = s.learning_rate(step, total)
-            losses = s.within(s.losses, batch, step)
             s.optimiser.zero_grad(set_to_none=True)
-            losses["loss"].backward()
+            parts, losses = recipe.accumulate, {}
+            for part in range(parts):
+                found = s.within(s.losses, batch, step, None, (part, parts))
+                (found["loss"] / parts).backward()
+                losses = {name: losses.get(name, 0.0) + x.detach() / parts for name, x in found.items()}
             grad_norm = clip(s.model.parameters(), recipe.grad_clip)
-            loss, stops = processes.mean(torch.stack([losses["loss"].detach(), losses["loss"].new_tensor(len(stop))]))
+            loss, stops = processes.mean(torch.stack([losses["loss"], losses["loss"].new_tensor(len(stop))]))
             loss_value, stopped = loss.item(), stops.item() > 0
             if torch.isfinite(loss) and torch.isfinite(grad_norm):
                 s.optimiser.step()
@@ -185,9 +188,9 @@ def _run(
             # Tell, look, save
             done = step + 1
             if done % config.log_interval == 0 or done == total:
-                parts = {name: processes.mean(value.detach()).item() for name, value in losses.items()}
+                told = {name: processes.mean(value).item() for name, value in losses.items()}
                 metrics.log(
-                    done, recipe.batch_size, **parts, lr=s.learning_rate(step, total), grad_norm=grad_norm.item()
+                    done, recipe.batch_size, **told, lr=s.learning_rate(step, total), grad_norm=grad_norm.item()
                 )
             metrics.advance(done)
             if done % config.val_interval == 0 or done == total:

@@ -34,18 +34,18 @@ def shard(model: LatticeModel, device: torch.device) -> nn.Module:
     from torch.distributed.fsdp import fully_shard
 
     mesh = init_device_mesh(device.type, (processes.world(),))
-    for block in model.blocks:
-        fully_shard(block, mesh=mesh)
+    for layer in model.layers:
+        fully_shard(layer, mesh=mesh)
     return fully_shard(Within(model), mesh=mesh)
 
 
-def replicate(model: LatticeModel, device: torch.device, some_unused: bool) -> nn.Module:
-    """Average the gradients over the processes. `some_unused`: there are steps that do not ask every head."""
+def replicate(model: LatticeModel, device: torch.device) -> nn.Module:
+    """Average the gradients over the processes. Not every step asks every head."""
     from torch.nn.parallel import DistributedDataParallel
 
     devices = [device] if device.type == "cuda" else None
     return DistributedDataParallel(
-        Within(model), device_ids=devices, broadcast_buffers=False, find_unused_parameters=some_unused
+        Within(model), device_ids=devices, broadcast_buffers=False, find_unused_parameters=True
     )
 
 

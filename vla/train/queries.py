@@ -1,70 +1,101 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Further questions that a demonstration answers, each a training problem: what is given, what is asked.
+"""Which queries a batch is asked, and what is learnt from each: every query is a mask pattern (vla/canvas/query.py).
 
-The policy is always asked about the whole batch (`vla/train/session.objective`). At each step some of its rows are also
-asked for plan, future image and actions together, for which the prefix is that of the policy, and others four queries
-without an instruction: world model, inverse dynamics, goal and label (`vla/canvas/query.py`). A noise level is drawn
-for every segment of every copy, so that one sample has a half-known plan, a masked picture and actions of which a third
-are shown. Rows without actions (video) learn pictures and plans only.
+The rows of a batch are shared out among the recipe's queries by their weights. All rows are read together, each with
+what its query gives of pictures, state and words; then each query's rows read what else it gives, and are asked.
 
-Shapes: B rows, H steps, A dimensions, L words, N positions, D digits.
+Actions that are given (to a world model, as a beginning, as what a label describes) and those that are asked where they
+must explain what happened (inverse dynamics, waypoints) are the executed ones; a policy's targets are the expert's
+labels. A dataset that has one of them has it twice. Rows without actions (video) are asked for pictures and plans only,
+and episodes without a demonstrator (`dynamics_only`) for what follows from actions.
+
+Shapes: B rows, H steps, A dimensions, L words, K waypoints, N positions, D digits.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from vla import randomness
-from vla.canvas import Provenance, Segment, revealed
-from vla.canvas.query import Part, Query
-from vla.diffusion import Corrupted, Programs, corrupt, digit_losses, quality_loss, total_loss
-from vla.diffusion.joint import Vocabulary
-from vla.diffusion.lengths import corrupt_text
-from vla.diffusion.programs import COPIES
-from vla.model import Given, LatticeModel, Prefix
-from vla.model.segments import Images
+from vla.canvas import Segment, unmasked
+from vla.canvas.query import QUERIES, Part, Query, without
+from vla.diffusion import Corrupted, CorruptionConfig, corrupt, denoising_losses, total_loss
+from vla.diffusion.corruption import Begun
+from vla.diffusion.lengths import Vocabulary, corrupt_text
+from vla.model import Context, LatticeModel, Observed, Tokens
+from vla.model.transformer import Given
 from vla.recipes import Recipe
 from vla.tokenizers import ActionTokenizer, BinTokenizer, Tokenizers
 
-CODES = Programs(full=0.5, revise=0, keep_coarse=0.3, only_coarse=0.3, structured=0, wrong=0, prefix=0)
-"""Corruption of image codes: single positions, nothing false."""
+CODES = CorruptionConfig(p_full_mask=0.5, p_keep_coarse=0.3, p_coarse_only=0.3, p_structured=0, p_wrong=0)
+"""Corruption of image codes and waypoints: single positions, nothing false."""
+WHAT_HAPPENED = ("inverse", "waypoint_policy", "world_model")
+"""Queries about the dynamics: what was executed, whoever chose it."""
 
 
 @dataclass(frozen=True)
 class Rows:
-    """What is known of some rows of a batch, on the device."""
+    """What is known of the rows of a batch, on the device."""
 
-    images: dict[str, Tensor]
-    """A camera: uint8 (B, H, W, 3)."""
-    state_BS: Tensor
-    """float, scaled."""
+    observed: Observed
     words_BL: Tensor
-    """int64, the instruction."""
-    actions_BHA: Tensor
-    """float, the dataset's units."""
-    pad_BH: Tensor
-    """bool: past the end of the episode, or unknown."""
+    """int64, the instruction; 0 behind its end."""
+    labels_BHA: Tensor
+    """float, the dataset's units: what the expert would do."""
+    executed_BHA: Tensor
+    """float, the dataset's units: what was done."""
     ended_BH: Tensor
     """bool: past the end of the episode."""
+    has_labels_B: Tensor
+    """bool: whether there is an expert's label to learn from."""
     has_actions_B: Tensor
-    """bool: whether there are actions; nothing is learnt from those that are not there, given or asked for."""
-    plan_BL: Tensor
+    """bool: whether there are executed actions."""
+    plan_BL: Tensor | None = None
     """int64, 0 behind the end."""
-    has_plan_B: Tensor
+    has_plan_B: Tensor | None = None
     """bool: whether the dataset says what the plan is."""
-    future: dict[str, Tensor]
-    """A camera: uint8 (B, H, W, 3), at the end of this chunk."""
-    goal: dict[str, Tensor]
-    """At some later time."""
-    future_state_BS: Tensor
-    """float, scaled: of the robot in `future`."""
-    goal_state_BS: Tensor
-    """float, scaled: of the robot in `goal`."""
-    seen: Tensor | None = None
-    """What the vision made of `images`, where nothing was said; `seen_future` and `seen_goal` likewise."""
-    seen_future: Tensor | None = None
-    seen_goal: Tensor | None = None
+    waypoints_BKS: Tensor | None = None
+    """float, the dataset's units: robot states to come."""
+    pictures: Mapping[str, Mapping[str, Tensor]] | None = None
+    """"future", "goal" and "last" -> a camera: uint8 (B, H, W, 3)."""
+
+    @property
+    def purposeful_B(self) -> Tensor:
+        """bool: whether what happens follows the instruction: in demonstrations, and in videos of them."""
+        return self.has_labels_B | ~self.has_actions_B
+
+
+def shares(weights: Mapping[str, float], batch: int) -> dict[str, slice]:
+    """Which rows each query has: whole numbers that are nearest to the weights' shares, at least one row each.
+
+    ValueError for a batch that is too small for all of them.
+    """
+    weights = {name: weight for name, weight in weights.items() if weight > 0}
+    if batch < len(weights):
+        raise ValueError(f"{len(weights)} queries share a batch of {batch} rows: raise batch_size, or set some to 0")
+    left, total, found, begin = batch, sum(weights.values()), {}, 0
+    for place, (name, weight) in enumerate(weights.items()):
+        others = len(weights) - place - 1
+        count = min(max(1, round(left * weight / total)), left - others)
+        found[name] = slice(begin, begin + count)
+        begin, left, total = begin + count, left - count, total - weight
+    return found
+
+
+def trained_queries(recipe: Recipe, tokenizers: Tokenizers, plans: bool) -> tuple[str, ...]:
+    """The queries of a recipe that data and tokenizers can answer."""
+    lacks = set()
+    if not plans:
+        lacks |= {"plan", "plan_policy"}
+    if tokenizers.image is None:
+        lacks |= {"world_model", "inverse"}
+    if not plans and tokenizers.image is None:
+        lacks |= {"joint"}
+    if not tokenizers.action.time_aligned:
+        lacks |= {"continuation", "infill"}
+    return tuple(name for name, weight in recipe.queries.weights().items() if weight and name not in lacks)
 
 
 def written(tokenizer: ActionTokenizer, actions_BHA: Tensor, pad_BH: Tensor, ended_BH: Tensor) -> tuple[Tensor, Tensor]:
@@ -72,116 +103,167 @@ def written(tokenizer: ActionTokenizer, actions_BHA: Tensor, pad_BH: Tensor, end
 
     STOP is known past the end of an episode too: it says that this is the end.
     """
+    if not tokenizer.time_aligned:  # a position speaks about all steps; past the end the last action was repeated
+        digits = tokenizer.encode(actions_BHA)
+        whole = pad_BH.all(1, keepdim=True).expand(-1, digits.shape[1])
+        return digits, whole
     if not (isinstance(tokenizer, BinTokenizer) and tokenizer.stops):
         return tokenizer.encode(actions_BHA), pad_BH
-    digits_BHSD = tokenizer.encode(actions_BHA, ended_BH.to(actions_BHA.device))
+    digits_BHSD = tokenizer.encode(actions_BHA, ended_BH)
     pad_BHS = pad_BH.unsqueeze(-1).repeat(1, 1, digits_BHSD.shape[2])
-    pad_BHS[..., -1] &= ~ended_BH.to(pad_BH.device)
+    pad_BHS[..., -1] &= ~ended_BH
     return digits_BHSD, pad_BHS
 
 
 @dataclass(frozen=True)
-class Asking:
-    """Who is asked, and in which words."""
+class QueryLoss:
+    """What training minimises: the losses of a recipe's queries over a batch."""
 
     model: LatticeModel
     tokenizers: Tokenizers
     words: Vocabulary
     recipe: Recipe
+    trained: tuple[str, ...]
 
-    def look(self, rows: Rows) -> Rows:
-        """The rows, with what the vision makes of their pictures where nothing was said, for several queries."""
-        nothing_BL = torch.zeros_like(rows.words_BL)
-        asked = {name for name, weight in self.recipe.queries.weights().items() if weight}
-        future = self.model.look(rows.future, nothing_BL) if "inverse" in asked else None
-        goal = self.model.look(rows.goal, nothing_BL) if "goal_policy" in asked else None
-        return replace(rows, seen=self.model.look(rows.images, nothing_BL), seen_future=future, seen_goal=goal)
-
-    def state_loss(self, rows: Rows) -> Tensor:
-        """Mean absolute error of the robot's state as the pictures that were looked at show it, a scalar."""
-        looked = (
-            (rows.seen, rows.state_BS),
-            (rows.seen_future, rows.future_state_BS),
-            (rows.seen_goal, rows.goal_state_BS),
-        )
-        pairs = [(seen, state_BS) for seen, state_BS in looked if seen is not None]
-        read_BS = self.model.given.state_seen(torch.cat([seen for seen, _ in pairs]))
-        return (read_BS.float() - torch.cat([state_BS for _, state_BS in pairs])).abs().mean()
-
-    def losses(self, rows: Rows, key_B: Tensor, query: Query, prefix: Prefix | None = None) -> dict[str, Tensor]:
-        """The loss of one query over `rows`, "loss", and its parts by segment. `key_B`: int64, all randomness.
-
-        `prefix`: of these rows, where the query gives no more than the policy's does.
+    def __call__(self, rows: Rows, key_B: Tensor, step: int) -> dict[str, Tensor]:
+        """ "loss" and its parts, scalars. `key_B`: int64, all randomness. `step`: below 0 in validation, which asks the
+        policy about all rows.
         """
-        key_B = randomness.fold(key_B, randomness.stream_id(query.name))
-        model, tokenizers, words, recipe = self.model, self.tokenizers, self.words, self.recipe
-        told_BL = rows.words_BL if query.instruction is Part.GIVEN else torch.zeros_like(rows.words_BL)
-        digits_BHAD, pad_BHA = written(tokenizers.action, rows.actions_BHA, rows.pad_BH, rows.ended_BH)
-        digits_BHAD = digits_BHAD.to(key_B.device)
-        if prefix is None:
-            images = rows.images if rows.seen is None or query.instruction is Part.GIVEN else rows.seen
-            prefix = model.encode(images, rows.state_BS, told_BL, _given(model, rows, digits_BHAD, query))
-        if query.future_image is Part.ASKED and Segment.FUTURE_IMAGE in model.config.ports:
-            prefix = model.with_codes(prefix, tokenizers.codes(rows.images))
-        corrupted: dict[Segment, Corrupted] = {}
-        there: dict[Segment, Tensor] = {}
-        for segment in query.asked:
-            if segment is not Segment.ACTION and segment not in model.config.ports:
-                continue  # e.g. a dataset without plans
-            key_S = randomness.fold(key_B, int(segment))
-            if segment is Segment.ACTION:
-                layout, radix_AD = model.config.layout, model.head.allowed_ADV.sum(-1)
-                corrupted[segment] = corrupt(digits_BHAD, pad_BHA, key_S, layout, recipe.programs, 1, radix_AD)
-            elif segment is Segment.FUTURE_IMAGE:
-                codes_BND = tokenizers.codes(rows.future)
-                head = model.head_of(segment)
-                no_pad = torch.zeros(codes_BND.shape[:2], dtype=torch.bool, device=key_B.device)
-                corrupted[segment] = corrupt(
-                    codes_BND.unsqueeze(2), no_pad, key_S, head.layout, CODES, 1, head.allowed_ADV.sum(-1)
-                )
-            else:
-                ids_BL = rows.plan_BL if segment is Segment.PLAN else rows.words_BL
-                positions = model.config.ports[segment][0]
-                corrupted[segment], there[segment] = corrupt_text(
-                    ids_BL, key_S, words.digits_of, words.expand, positions
-                )
-                if segment is Segment.PLAN:
-                    corrupted[segment] = _only(corrupted[segment], rows.has_plan_B)
-            if query.actions is Part.GIVEN:
-                corrupted[segment] = _only(corrupted[segment], rows.has_actions_B)
-        h = model.decode_blocks(prefix.repeat(COPIES), {s: c.state for s, c in corrupted.items()}, there)
+        weights = {name: getattr(self.recipe.queries, name) for name in self.trained}
+        if step < self.recipe.queries.policy_warmup_steps and "policy" in weights:
+            weights = {"policy": 1.0}
+        groups = shares(weights, len(key_B))
+        context = self.model.read(None, self._seen(rows, key_B, groups, step))
         result: dict[str, Tensor] = {}
         total = torch.zeros((), device=key_B.device)
-        for segment, c in corrupted.items():
-            by_digit = digit_losses(model.head_of(segment)(h[segment], c.digits_BNSD), c)
-            if segment is Segment.ACTION:
-                quality = quality_loss(model.quality(h[segment]), c) if model.quality is not None else 0.0
-                loss, weight = total_loss(by_digit, quality), 1.0
-            else:
-                loss = torch.stack(by_digit).mean()
-                weight = recipe.queries.image_weight if segment is Segment.FUTURE_IMAGE else recipe.queries.text_weight
-            result[f"loss_{segment.name.lower()}"] = loss
-            total = total + weight * loss
+        for name, where in groups.items():
+            query = without(QUERIES[name], self.model.config.written)
+            losses = self.losses(context.pick(where), rows, where, key_B[where], query, step)
+            for segment, digits in losses.items():
+                weight = 1.0
+                if segment is Segment.ACTION:
+                    loss = total_loss(digits)
+                else:
+                    loss, weight = torch.stack(digits).mean(), self.recipe.queries.weight_of(segment)
+                if (name, segment) == ("policy", Segment.ACTION):
+                    names = ["loss_coarse", "loss_fine", *(f"loss_digit_{d}" for d in range(2, len(digits)))]
+                    result |= dict(zip(names, digits, strict=False))
+                elif len(groups) > 1:
+                    result[f"{segment.name.lower()}/{name}"] = loss
+                total = total + weight * loss * ((where.stop - where.start) / len(key_B))
         return {"loss": total, **result}
 
+    def _seen(self, rows: Rows, key_B: Tensor, groups: Mapping[str, slice], step: int) -> dict[Segment, Given]:
+        """What all rows see, each as its query has it. What is withheld now and then must be found elsewhere."""
+        told_B = torch.ones(len(key_B), dtype=torch.bool, device=key_B.device)
+        drop_B, drop_state_B = torch.zeros_like(told_B), torch.zeros_like(told_B)
+        for name, where in groups.items():
+            query = QUERIES[name]
+            if query.instruction is not Part.GIVEN:
+                told_B[where] = False
+            if step >= 0:
+                also = query.given and query.given != (Segment.INSTRUCTION,)
+                share = self.recipe.drop_images if also or query.actions in (Part.PREFIX, Part.PARTLY) else 0.0
+                drop_B[where] = randomness.uniform(key_B[where], "drop images") < share
+                drop_state_B[where] = randomness.uniform(key_B[where], "drop state") < self.recipe.drop_state
+        words_BL = rows.words_BL * told_B.unsqueeze(1)
+        observed = replace(rows.observed, sees_images_B=~drop_B, sees_state_B=~(drop_state_B & ~drop_B))
+        return {Segment.INSTRUCTION: self.words.tokens(words_BL), Segment.OBSERVATION: observed}
 
-def _only(corrupted: Corrupted, rows_B: Tensor) -> Corrupted:
-    """The same, asked of some rows only. `rows_B`: bool, of the batch before it was copied."""
-    asked_BNSD = corrupted.asked_BNSD & rows_B.repeat_interleave(COPIES)[:, None, None, None]
-    return replace(corrupted, asked_BNSD=asked_BNSD)
+    def losses(
+        self, context: Context, rows: Rows, where: slice, key_B: Tensor, query: Query, step: int
+    ) -> dict[Segment, list[Tensor]]:
+        """The loss of each digit of each segment that a query asks. `context`: of its rows, which `where` says."""
+        key_B = randomness.fold(key_B, randomness.stream_id(query.name))
+        decided: tuple[Segment, ...] = ()
+        if query.name == "joint":  # some of it has been decided already, and is read
+            decided = query.asked[: step % len(query.asked)]
+        context = self._given(context, rows, where, query, decided)
+        corrupted: dict[Segment, Corrupted] = {}
+        for segment in query.asked:
+            if segment not in decided:
+                key_S = randomness.fold(key_B, int(segment))
+                corrupted[segment] = self._asked(segment, rows, where, key_S, query, step)
+        config = self.recipe.corruption
+        return denoising_losses(self.model, context, corrupted, key_B, config.p_noisy, self.recipe.noise_candidates)
 
+    def _given(self, context: Context, rows: Rows, where: slice, query: Query, decided: tuple[Segment, ...]) -> Context:
+        """The context with what the query gives."""
+        given: dict[Segment, Given] = {}
+        for segment in (*query.given, *decided):
+            if segment is Segment.GOAL_IMAGE:
+                assert rows.pictures is not None
+                pictures = rows.pictures["last" if query.name == "label" else "goal"]
+                given[segment] = {camera: x[where] for camera, x in pictures.items()}
+            elif segment is Segment.PLAN:
+                assert rows.plan_BL is not None
+                given[segment] = self.words.tokens(rows.plan_BL[where])
+            elif segment is Segment.WAYPOINTS:
+                given[segment] = Tokens(unmasked(self._waypoints(rows, where)))
+            elif segment is Segment.FUTURE_IMAGE:
+                given[segment] = Tokens(unmasked(self._codes(rows, "future", where)))
+            elif segment is Segment.ACTION:
+                digits_BHAD, _ = self._digits(rows.executed_BHA[where], rows, where)
+                given[segment] = Tokens(unmasked(self.model.config.layout.fold(digits_BHAD)))
+        if Segment.FUTURE_IMAGE in (*query.given, *query.asked):
+            given[Segment.PRESENT_IMAGE] = Tokens(unmasked(self._codes(rows, "present", where)))
+        return self.model.read(context, given) if given else context
 
-def _given(model: LatticeModel, rows: Rows, digits_BHAD: Tensor, query: Query) -> Given:
-    """What joins the prefix."""
-    goal = query.goal_image is Part.GIVEN
-    picture: Images | None = None
-    if goal:
-        picture = rows.goal if rows.seen_goal is None else rows.seen_goal
-    elif query.future_image is Part.GIVEN:
-        picture = rows.future if rows.seen_future is None else rows.seen_future
-    actions = None
-    if query.actions is Part.GIVEN:
-        digits_BNSD = model.config.layout.fold(digits_BHAD)
-        committed = torch.full(digits_BNSD.shape[:-1], int(Provenance.COMMITTED), device=digits_BNSD.device)
-        actions = revealed(digits_BNSD, provenance_BNS=committed)
-    return Given(picture, goal, actions)
+    def _asked(self, segment: Segment, rows: Rows, where: slice, key_B: Tensor, query: Query, step: int) -> Corrupted:
+        """A segment that is asked, corrupted."""
+        happened, device = query.name in WHAT_HAPPENED, key_B.device
+        learnable_B = (rows.has_actions_B if happened else rows.has_labels_B)[where]
+        if segment is Segment.ACTION:
+            return self._asked_actions(rows, where, key_B, query, step, learnable_B)
+        head = self.model.head_of(segment)
+        if segment in (Segment.INSTRUCTION, Segment.PLAN):
+            assert segment is Segment.INSTRUCTION or rows.plan_BL is not None
+            ids_BL = rows.words_BL if segment is Segment.INSTRUCTION else rows.plan_BL
+            assert ids_BL is not None
+            c = corrupt_text(ids_BL[where], key_B, self.words.digits_of, self.words.expand, head.layout.positions)
+            if segment is Segment.PLAN:
+                assert rows.has_plan_B is not None
+                return c.only(rows.has_plan_B[where] & rows.purposeful_B[where])
+            return c.only(learnable_B)
+        if not happened:  # a video teaches where things go, too
+            learnable_B = rows.purposeful_B[where]
+        if segment is Segment.FUTURE_IMAGE:
+            digits_BNSD = self._codes(rows, "future", where)
+        else:
+            digits_BNSD = self._waypoints(rows, where)
+        nothing = torch.zeros(digits_BNSD.shape[:2], dtype=torch.bool, device=device)
+        digits_BHAD, radix_AD = head.layout.unfold(digits_BNSD), head.allowed_ADV.sum(-1)
+        return corrupt(digits_BHAD, nothing, key_B, head.layout, CODES, radix_AD).only(learnable_B)
+
+    def _asked_actions(
+        self, rows: Rows, where: slice, key_B: Tensor, query: Query, step: int, learnable_B: Tensor
+    ) -> Corrupted:
+        config = self.recipe.corruption
+        if 0 <= step < self.recipe.full_steps:
+            config = replace(config, p_full_mask=1.0)
+        begun: Begun = {Part.PREFIX: "prefix", Part.PARTLY: "any"}.get(query.actions, "")  # type: ignore[assignment]
+        executed_BHAD, pad = self._digits(rows.executed_BHA[where], rows, where)
+        wanted_BHAD = executed_BHAD
+        if query.name not in WHAT_HAPPENED:
+            wanted_BHAD = self._digits(rows.labels_BHA[where], rows, where)[0]
+        layout, radix_AD = self.model.config.layout, self.model.head_of(Segment.ACTION).allowed_ADV.sum(-1)
+        c = corrupt(wanted_BHAD, pad, key_B, layout, config, radix_AD, begun, executed_BHAD)
+        return c.only(learnable_B)
+
+    def _digits(self, actions_BHA: Tensor, rows: Rows, where: slice) -> tuple[Tensor, Tensor]:
+        ended_BH = rows.ended_BH[where]
+        return written(self.tokenizers.action, actions_BHA, ended_BH, ended_BH)
+
+    def _codes(self, rows: Rows, which: str, where: slice) -> Tensor:
+        """int64 (B, N, 1, D): pictures as codes."""
+        if which == "present":
+            pictures: Mapping[str, Tensor] = {c: x[where, -1] for c, x in rows.observed.images.items()}
+        else:
+            assert rows.pictures is not None
+            pictures = {c: x[where] for c, x in rows.pictures[which].items()}
+        return self.tokenizers.codes(pictures).unsqueeze(2)
+
+    def _waypoints(self, rows: Rows, where: slice) -> Tensor:
+        """int64 (B, K, S, D)."""
+        assert rows.waypoints_BKS is not None and self.tokenizers.waypoints is not None
+        return self.tokenizers.waypoints.encode(rows.waypoints_BKS[where])

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from vla import checkpoint, processes
+from vla.canvas import Segment
 from vla.data.batches import Batches, chosen_episodes, split_episodes
 from vla.data.cache import FrameCache, open_cache
 from vla.data.lerobot_files import LeRobotFiles
@@ -32,21 +33,20 @@ from vla.tokenizers import (
 )
 from vla.tokenizers.text import SPARE
 from vla.train.parallel import Within, replicate, shard
+from vla.train.queries import trained_queries
 from vla.train.session import Session
 
 END = 1_000_000
 """Steps: past the end of any episode."""
 
 
-def waypoints(recipe: Recipe) -> tuple[int, ...]:
-    """The moments to come at which a recipe tells where the robot will be, in steps; the last one: the episode's end.
-
-    One, two and four chunks later; who acts on them is told every step of this chunk.
-    """
-    if not recipe.ahead:
+def waypoint_steps(recipe: Recipe) -> tuple[int, ...]:
+    """The moments to come at which the robot's state is asked for or given, in steps: eight within the chunk, then two
+    and four chunks later, and the episode's end. () where no query is about them."""
+    if not recipe.queries.states:
         return ()
-    h = recipe.horizon
-    return (*(range(1, h) if recipe.queries.waypoints else ()), h, 2 * h, 4 * h, END)
+    h, every = recipe.horizon, max(1, recipe.horizon // 8)
+    return (*range(every, h + 1, every), 2 * h, 4 * h, END)
 
 
 def fit_tokenizers(
@@ -69,16 +69,13 @@ def fit_tokenizers(
             )
         action.stops = True
     queries, plans = recipe.queries, list(getattr(data, "plans", ()))
-    sentences = [*data.tasks, *plans] if queries.any else data.tasks
+    sentences = [*data.tasks, *plans] if queries.plans else data.tasks
     text = TextTokenizer.train(sentences, recipe.vocabulary)
-    made = Tokenizers(action, StateScaler.fit(data.state, state_names), text)
-    if queries.any:
-        text.length = text.longest(data.tasks) + SPARE
-        made.words = WordNumerals.fit(neighbour_counts([text.ids(s) for s in sentences], text.vocabulary + 1))
-        made.image = (
-            ImageTokenizer.load(checkpoint.resolve(queries.image_tokenizer)) if queries.image_tokenizer else None
-        )
-    return made
+    text.length = text.longest(data.tasks) + SPARE
+    words = WordNumerals.fit(neighbour_counts([text.ids(s) for s in sentences], text.vocabulary + 1))
+    image = ImageTokenizer.load(checkpoint.resolve(queries.image_tokenizer)) if queries.image_tokenizer else None
+    waypoints = BinTokenizer.of_states(data.state, state_names) if queries.states else None
+    return Tokenizers(action, StateScaler.fit(data.state, state_names), text, words, image, waypoints)
 
 
 def _actions(
@@ -104,11 +101,14 @@ def network(recipe: Recipe, tokenizers: Tokenizers, cameras: Iterable[str], plan
             "train one with vla train-tokenizer image, or set image_size"
         )
     positions, sub_tokens = tokenizers.action.grid(recipe.horizon)
+    queries = recipe.queries
     return ModelConfig(
         cameras=tuple(cameras),
         image_size=recipe.image_size,
+        n_obs_steps=recipe.n_obs_steps,
         state_dim=len(tokenizers.state.names),
-        vocabulary=tokenizers.text.vocabulary,
+        executed_dim=len(tokenizers.action.names),
+        word_radices=tokenizers.words.numerals.radices,
         text_length=tokenizers.text.length,
         action_dims=sub_tokens,
         horizon=positions,
@@ -119,15 +119,17 @@ def network(recipe: Recipe, tokenizers: Tokenizers, cameras: Iterable[str], plan
         width=recipe.width,
         layers=recipe.layers,
         heads=recipe.heads,
+        key_heads=recipe.key_heads,
+        qk_norm=recipe.qk_norm,
         vision=recipe.vision,
+        shared_vision=recipe.shared_vision,
         background=recipe.background,
-        quality=recipe.programs.wrong + recipe.programs.revise > 0,
-        ahead=len(waypoints(recipe)),
-        guided=recipe.queries.waypoints > 0,
-        word_radices=tokenizers.words.numerals.radices if tokenizers.words is not None else (),
-        plan_length=recipe.queries.plan_length if tokenizers.words is not None and plans else 0,
+        plan_length=queries.plan_length if plans and queries.plans else 0,
+        waypoints=len(waypoint_steps(recipe)),
         code_radices=image.numerals.radices if image is not None else (),
         codes=image.positions if image is not None else 0,
+        goals=queries.goal_policy + queries.label > 0,
+        given_actions=queries.world_model + queries.label > 0,
     )
 
 
@@ -164,18 +166,6 @@ def build(
     with processes.one_after_the_other():
         cache = join([open_cache(name, image_size=recipe.image_size) for name in names])
     train_episodes, val_episodes = split_episodes(cache, recipe.holdout, config.seed, config.episodes)
-    asks = recipe.queries.any
-    if recipe.queries.share and recipe.queries.world_model and not recipe.queries.image_tokenizer:
-        raise ValueError(
-            "queries.world_model asks for the codes of future images, and there is no queries.image_tokenizer: "
-            "name one (vla train-tokenizer image), or set queries.world_model=0"
-        )
-    for share in (recipe.queries.joint, recipe.queries.share):
-        if round(share * recipe.batch_size) % processes.world():
-            raise ValueError(
-                f"{processes.world()} processes share every batch of {recipe.batch_size}, and the "
-                f"{round(share * recipe.batch_size)} rows of it that are asked more; choose numbers that they divide"
-            )
     films = chosen_episodes(config.action_free, len(cache.episode_from)) if config.action_free else None
     batches = Batches(
         cache,
@@ -184,27 +174,31 @@ def build(
         config.seed,
         train_episodes,
         config.weights,
-        plans=asks,
-        future=asks,
-        ahead=waypoints(recipe),
+        moments=recipe.n_obs_steps,
+        plans=recipe.queries.plans,
+        future=recipe.queries.pictures,
+        waypoints=waypoint_steps(recipe),
         action_free=films,
         part=(processes.rank(), processes.world()),
     )
     model, tokenizers = begin or _new(recipe, cache, config.seed, films)
     model = model.to(device)
     averaged = copy.deepcopy(model).requires_grad_(False)
+    model.checkpointing = recipe.checkpointing
     if recipe.compile:  # what training calls; the averaged weights, which are saved and act, stay plain
-        for method in ("encode", "decode"):
-            setattr(model, method, torch.compile(getattr(model, method), fullgraph=True))
+        for part in (*model.layers, *model.vision.values()):
+            part.compile()
     within, sharded = Within(model), False
     if processes.world() > 1:
         sharded = config.parallel == "fsdp"
-        within = shard(model, device) if sharded else replicate(model, device, recipe.queries.more)  # type: ignore
+        within = shard(model, device) if sharded else replicate(model, device)  # type: ignore
         if sharded:
             shard(averaged, device)
-    decay = [p for p in model.parameters() if p.ndim >= 2]
-    plain = [p for p in model.parameters() if p.ndim < 2]
-    groups = [{"params": decay, "weight_decay": recipe.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": recipe.weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
     return Session(
         recipe=recipe,
         seed=config.seed,
@@ -217,6 +211,7 @@ def build(
         tokenizers=tokenizers,
         words_TL=torch.from_numpy(tokenizers.text.encode(cache.tasks)),
         plans_TL=_plans(tokenizers, cache.plans, model.config.plan_length),
+        trained=trained_queries(recipe, tokenizers, bool(model.config.plan_length)),
         model=model,
         averaged=averaged,
         optimiser=torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, 0.98), fused=True),
@@ -234,11 +229,11 @@ def _new(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = LatticeModel(model_config)
-    model.head.allowed_ADV.copy_(tokenizers.action.allowed_ADV())
+    model.head_of(Segment.ACTION).allowed_ADV.copy_(tokenizers.action.allowed_ADV())
     if recipe.background:
         some = np.linspace(0, len(cache) - 1, min(len(cache), 2000)).astype(np.int64)
         for camera in cache.cameras:
-            model.vision[camera.replace(".", "_")].fit_background(torch.from_numpy(cache.frames[camera][some]))
+            model.eye(camera).fit_background(torch.from_numpy(cache.frames[camera][some]))
     return model, tokenizers
 
 

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from vla import processes, randomness
-from vla.canvas import Provenance, State, hidden, revealed
+from vla.canvas import Segment, State, all_masked, unmasked
+from vla.canvas.lattice import Provenance
 from vla.diffusion import Sampling, total_loss
+from vla.diffusion.corruption import committed
 from vla.diffusion.distillation import distillation_losses, taught
 from vla.model import LatticeModel
 from vla.train.session import Session
@@ -20,8 +22,8 @@ from vla.train.session import Session
 if TYPE_CHECKING:
     from vla.train.distill import DistillConfig
 
-SHARED = ("word", "word_place", "reader", "read_norm", "vision")
-"""What the student does not learn anew."""
+SHARED = ("vision", "condition", "condition_norm")
+"""What the student does not learn anew: how it looks at pictures."""
 
 
 @dataclass
@@ -36,56 +38,54 @@ class Distillation(Session):
         teacher, config, student = self.teacher, self.config, model or self.model
         assert teacher is not None and config is not None
         key_B = randomness.fold(self.seed, step, processes.places(len(batch["actions"]))).to(self.device)
-        images, state_BS, words_BL = self.inputs(batch)
-        given = self.committed(batch, key_B, config.committed)
+        rows = self.rows(batch)
+        given = self.committed(rows.executed_BHA, rows.ended_BH, key_B, config.committed)
+        seen = {Segment.INSTRUCTION: self.vocabulary.tokens(rows.words_BL), Segment.OBSERVATION: rows.observed}
         with self.autocast():
             with torch.no_grad():
-                seen_BTW = teacher.look(images, words_BL)
-                teaching = Sampling(config.teacher_evaluations, config.temperature)
-                digits_BNSD = taught(teacher, teacher.encode(seen_BTW, state_BS, words_BL), key_B, teaching, given)
-            prefix = student.encode(seen_BTW, state_BS, words_BL)
+                teaching = Sampling(config.teacher_steps, config.temperature)
+                digits_BNSD = taught(teacher, teacher.read(None, seen), key_B, teaching, given)
+            context = student.read(None, seen)
             digits = distillation_losses(
-                student, prefix, digits_BNSD, given, key_B, config.evaluations, config.candidates
+                student, context, digits_BNSD, given, key_B, config.num_inference_steps, config.candidates
             )
         names = ["loss_coarse", "loss_fine", *(f"loss_digit_{d}" for d in range(2, len(digits)))]
         return {"loss": total_loss(digits), **dict(zip(names, digits, strict=False))}
 
-    def committed(self, batch: dict[str, Any], key_B: Tensor, share: float) -> State:
-        """In a share of the rows the first 1 to 4 actions are the demonstrator's; in the others nothing is known."""
+    def committed(self, actions_BHA: Tensor, ended_BH: Tensor, key_B: Tensor, share: float) -> State:
+        """In a share of the rows the first actions are what was executed; in the others nothing is known."""
         layout, tokenizer = self.model.config.layout, self.tokenizers.action
         if not tokenizer.time_aligned:
-            return hidden((len(key_B), layout.positions, layout.sub_tokens), layout.digits, self.device)
-        digits_BHAD = tokenizer.encode(torch.from_numpy(batch["actions"])).to(self.device)
-        steps_H = torch.arange(layout.horizon, device=self.device)
-        most = min(4, max(layout.horizon - 1, 1))
-        length_B = 1 + randomness.integers(key_B, "prefix length", most)
-        length_B = torch.where(randomness.uniform(key_B, "prefix") < share, length_B, 0)
-        real_BH = torch.from_numpy(~batch["is_pad"]).to(self.device)
-        known_BH = ((steps_H < length_B[:, None]) & real_BH).long() * layout.digits
-        known_BHA = known_BH.unsqueeze(-1).expand(digits_BHAD.shape[:-1])
+            return all_masked(layout.shape(len(key_B)), layout.digits, self.device)
+        digits_BHAD = tokenizer.encode(actions_BHA)
+        longest = self.recipe.corruption.max_prefix
+        known_BHA, _ = committed(key_B, layout.horizon, layout.dims, layout.digits, "prefix", longest)
+        has_B = randomness.uniform(key_B, "prefix") < share
+        known_BHA = known_BHA * has_B[:, None, None] * (~ended_BH).unsqueeze(-1)
         provenance_BHA = torch.where(known_BHA > 0, int(Provenance.COMMITTED), int(Provenance.FREE))
-        return revealed(layout.fold(digits_BHAD), layout.fold(known_BHA), layout.fold(provenance_BHA))
+        return unmasked(layout.fold(digits_BHAD), layout.fold(known_BHA), layout.fold(provenance_BHA))
 
 
 def student_of(teacher: LatticeModel, noise_indices: int, seed: int = 0) -> LatticeModel:
     """The teacher's network for actions alone, with its weights and, if it has but the plain mask, `noise_indices`."""
     old = teacher.config
     indices = old.noise_indices if old.noise_indices > 1 else noise_indices
-    nothing: dict[str, Any] = {"plan_length": 0, "word_radices": (), "codes": 0, "code_radices": ()}
-    config = replace(old, noise_indices=indices, quality=False, ahead=0, **nothing)
+    nothing: dict[str, Any] = {"plan_length": 0, "codes": 0, "code_radices": (), "waypoints": 0, "goals": False}
+    config = replace(old, noise_indices=indices, given_actions=False, **nothing)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         student = LatticeModel(config)
     weights, mine = teacher.state_dict(), student.state_dict()
     if indices != old.noise_indices:  # the new masks begin as the plain one, and something of their own
-        dims = old.layout.dims
-        rows = mine["canvas.table"].unflatten(0, (dims, -1)).clone()
-        known = weights["canvas.table"].unflatten(0, (dims, -1))
-        plain = known.shape[1] - 2  # then: "no noise, all known"
-        rows[:, :plain] = known[:, :plain]
-        rows[:, plain + 1 : -1] += known[:, plain, None]
-        rows[:, plain], rows[:, -1] = known[:, plain], known[:, -1]
-        weights = {**weights, "canvas.table": rows.flatten(0, 1)}
+        for name in (n for n in mine if n.startswith("embeddings.") and n.endswith(".table")):
+            dims = student.embeddings[name.split(".")[1]].layout.dims
+            rows = mine[name].unflatten(0, (dims, -1)).clone()
+            known = weights[name].unflatten(0, (dims, -1))
+            plain = known.shape[1] - 2  # then: "no noise, all known"
+            rows[:, :plain] = known[:, :plain]
+            rows[:, plain + 1 : -1] += known[:, plain, None]
+            rows[:, plain], rows[:, -1] = known[:, plain], known[:, -1]
+            weights = {**weights, name: rows.flatten(0, 1)}
     student.load_state_dict({name: weights[name] for name in mine})
     for name, parameter in student.named_parameters():
         parameter.requires_grad_(name.split(".")[0] not in SHARED)

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from vla import processes, randomness
+from vla.canvas import Segment
 from vla.data.batches import Batches
 from vla.diffusion import sample
 
@@ -21,21 +22,33 @@ def validate(s: Any) -> dict[str, float]:
     model, tokenizer = s.acting(), s.tokenizers.action
     clipped = tokenizer.clipped
     mine = (processes.rank(), processes.world())
-    batches = Batches(s.cache, s.recipe.horizon, s.recipe.batch_size, 1, s.val_episodes, part=mine)
+    batches = Batches(
+        s.cache,
+        s.recipe.horizon,
+        s.recipe.batch_size,
+        1,
+        s.val_episodes,
+        moments=s.recipe.n_obs_steps,
+        action_free=s.batches.free,
+        part=mine,
+    )
     losses, errors = [], []
     for step in range(_BATCHES):
         batch = batches.batch(step)
-        losses.append(processes.mean(s.losses(batch, -1 - step, model)["loss"]).item())
+        if s.recipe.queries.policy:
+            losses.append(processes.mean(s.losses(batch, -1 - step, model)["loss"]).item())
+        rows = s.rows(batch)
         with s.autocast():
-            prefix = model.encode(*s.inputs(batch))
+            seen = {Segment.INSTRUCTION: s.vocabulary.tokens(rows.words_BL), Segment.OBSERVATION: rows.observed}
             key_B = randomness.fold(s.seed, step, processes.places(len(batch["state"]))).to(s.device)
-            result = sample(model, prefix, key_B, s.recipe.sampling)
-        layout = model.config.layout
-        offset = layout.unfold(result.fine_offset_BNS) if s.recipe.sampling.expectation else None
+            found = sample(model, model.read(None, seen), key_B, [Segment.ACTION], s.recipe.sampling)
+        result, layout = found.segments[Segment.ACTION], model.config.layout
+        offset = layout.unfold(result.offset_BNS) if s.recipe.sampling.expectation else None
         actions = tokenizer.decode(layout.unfold(result.state.digits_BNSD), offset).cpu().numpy()
-        there = ~batch["is_pad"]
+        there = ~batch["is_pad"] & batch["has_labels"][:, None]
         error = np.abs(actions - batch["actions"])[there]
         total, count = processes.mean(torch.tensor([error.sum(), error.size], dtype=torch.float64, device=s.device))
-        errors.append(float(total / count))
+        errors.append(float(total / count.clamp(min=1)))
     tokenizer.clipped = clipped
-    return {"val_loss": float(np.mean(losses)), "val_mae": float(np.mean(errors))}
+    result = {"val_mae": float(np.mean(errors))}
+    return {"val_loss": float(np.mean(losses)), **result} if losses else result
