@@ -138,9 +138,8 @@ class Query:
         """ "actions | goal_image" """
         asked = [FIELDS[s] for s in self.asked]
         begun = {Part.PREFIX: ["the first actions"], Part.PARTLY: ["some actions"]}.get(self.actions, [])
-        return (
-            f"{', '.join(asked)} | {', '.join([FIELDS[s] for s in self.given] + begun) or 'nothing but what is seen'}"
-        )
+        given = [FIELDS[s] for s in self.given] + begun
+        return f"{', '.join(asked)} | {', '.join(given) or 'nothing but what is seen'}"
 
 
 FIELDS = {

@@ -12,9 +12,9 @@ hides single tokens, whole timesteps, whole dimensions, a tail of the chunk or a
 `p_wrong` of the tokens that are shown is false: plain masks are as sure of false visible tokens as of true ones (arXiv
 2512.15596).
 
-Where actions are partly given (`begun`), what is given is COMMITTED in both copies, is never false and has no loss. What
-is committed is what was *executed*, and what is learnt is the expert's label: where they differ, the rest of the chunk
-can only be known by reading the beginning (training-time real-time chunking, arXiv 2512.05964).
+Where actions are partly given (`begun`), what is given is COMMITTED in both copies, is never false and has no loss.
+Committed first steps are what was *executed*, and what is learnt is the expert's label: where they differ, the rest of
+the chunk can only be known by reading the beginning (training-time real-time chunking, arXiv 2512.05964).
 
 For a canvas x with digits x[n, d] and a corrupted state s that shows the first known[n] digits of token n, the loss is
 
@@ -26,8 +26,8 @@ MaskGIT and of most masked VLAs: it bounds the NLL from above up to the weights 
 ratios drawn as 1/t it is the MDLM bound, Sahoo et al. 2024, eq. 10). Fine digits weigh less: they are worth less in the
 robot's units. The noise index z of a copy that has one is picked among some candidates (`noise.select_latent`).
 
-Every draw is a function of the sample's key, and of nothing else in the batch. Shapes: B samples, K = 2 copies, H steps,
-A dimensions, N positions, S sub-tokens, D digits, V base.
+Every draw is a function of the sample's key, and of nothing else in the batch. Shapes: B samples, K = 2 copies, H
+steps, A dimensions, N positions, S sub-tokens, D digits, V base.
 """
 
 from collections.abc import Mapping
@@ -221,7 +221,7 @@ def corrupt(
 def committed(
     key_B: Tensor, horizon: int, dims: int, depth: int, begun: Begun, longest: float
 ) -> tuple[Tensor, Tensor]:
-    """How many leading digits of each token are committed, int64 (B, H, A); and bool (B,): are these the first steps?"""
+    """How many leading digits of each token are committed, int64 (B, H, A); bool (B,): are these the first steps?"""
     batch, device = len(key_B), key_B.device
     nothing_BHA = torch.zeros(batch, horizon, dims, dtype=torch.int64, device=device)
     if not begun:

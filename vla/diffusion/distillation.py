@@ -7,9 +7,9 @@
 A student of one step passes through one state, in which nothing is known but what is given; one of two also
 through that in which all coarse digits are. The teacher's tokens depend on each other, and a student that decides them
 at once cannot know how, except by its noise index z: it is picked among some candidates as in training
-(`noise.select_latent`), so that each index comes to stand for one way of doing it. The student so keeps the modes of the
-teacher and does not mix them. Its targets are chunks that were decided whole (Salimans and Ho 2022 halve the steps of
-continuous diffusion; Deschenaux and Gulcehre 2025 match the marginals of many discrete steps, which cannot be
+(`noise.select_latent`), so that each index comes to stand for one way of doing it. The student so keeps the modes of
+the teacher and does not mix them. Its targets are chunks that were decided whole (Salimans and Ho 2022 halve the steps
+of continuous diffusion; Deschenaux and Gulcehre 2025 match the marginals of many discrete steps, which cannot be
 multimodal in one).
 
 Shapes: B samples, T steps, N positions, S sub-tokens, D digits.

@@ -80,7 +80,7 @@ class Sample:
 
     The product of all digits asks for one value in 256; this asks for the action, up to the width of a coarse bin."""
     offset_BNS: Tensor
-    """float, expectation of the last digit minus the digit kept, in last-digit units; 0 for given and sampled tokens."""
+    """float, expectation of the last digit minus the digit kept, in last-digit units; 0 if given or sampled."""
 
     @classmethod
     def of(cls, state: State) -> "Sample":
@@ -290,7 +290,7 @@ def keep_digits(
 
 
 def _within_one(probability_BNSV: Tensor, chosen_BNS: Tensor, head: DigitHead) -> Tensor:
-    """The probability of the chosen value and the two beside it; of the chosen one alone where there are two or three."""
+    """The probability of the chosen value and the two beside it; of the chosen one alone where there are few."""
     padded = F.pad(probability_BNSV, (1, 1))
     around = padded[..., :-2] + padded[..., 1:-1] + padded[..., 2:]
     few_A = head.allowed_ADV[:, 0].sum(-1) <= 3

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Weights of few bits: eight, a scale a row; or four, a scale for every 32 of a row. torchao does the arithmetic.
 
-Matrices of the transformer, of the pooling and of the summary become integers; heads, embeddings and norms stay numbers,
-stored in 16 bits: a digit hangs on small differences there, and they are a sixth of the weights. A layer that costs too
-much (vla/train/quantize.py asks each) stays a number as well.
+Matrices of the transformer, of the pooling and of the summary become integers; heads, embeddings and norms stay
+numbers, stored in 16 bits: a digit hangs on small differences there, and they are a sixth of the weights. A layer that
+costs too much (vla/train/quantize.py asks each) stays a number as well.
 
 To act with them torchao is not needed: they are multiplied out when a checkpoint is loaded. Where it is there, large
 matrices of eight bits stay integers, and so do the numbers that they meet (rounded for each token by itself).

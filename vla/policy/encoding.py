@@ -123,7 +123,7 @@ class Encoder:
         return self._to(ids)
 
     def plans(self, plans: Sequence[str]) -> Tensor:
-        """int64 (B, L): the ids of plans. ValueError for a checkpoint without plans, and for a plan that is too long."""
+        """int64 (B, L): the ids of plans. ValueError for a plan that is too long."""
         length = self.model.config.plan_length
         ids = np.zeros((len(plans), length), dtype=np.int64)
         for row, plan in enumerate(plans):
@@ -146,8 +146,8 @@ class Encoder:
         """What is known of actions: a state whose known digits are committed."""
         if not self.tokenizers.action.time_aligned:
             raise ValueError(
-                f"actions cannot be given partly with the '{self.tokenizers.action.kind}' tokenizer, whose tokens speak "
-                "about the whole chunk; train with actions=bins"
+                f"actions cannot be given partly with the '{self.tokenizers.action.kind}' tokenizer, whose tokens "
+                "speak about the whole chunk; train with actions=bins"
             )
         layout = self.model.config.layout
         known = np.stack([p.levels(layout.digits) for p in parts])
@@ -186,7 +186,7 @@ def one_shape(questions: Sequence[Question], keys: Sequence[Any]) -> Query:
         queries = [replace(q, actions=Part.PARTLY) if q.actions is Part.PREFIX else q for q in queries]
     if len({replace(q, name="") for q in queries}) > 1:
         raise ValueError(
-            f"questions that are asked together must have one shape, got {sorted({q.describe() for q in queries})}; ask "
-            "them one after the other"
+            "questions that are asked together must have one shape, got "
+            f"{sorted({q.describe() for q in queries})}; ask them one after the other"
         )
     return queries[0]

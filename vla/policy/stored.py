@@ -49,8 +49,8 @@ def read(path: str | Path) -> Stored:
     config = json.loads((folder / "config.json").read_text())
     if config.get("version") != checkpoint.VERSION:
         raise ValueError(
-            f"checkpoint '{folder}' has version {config.get('version')}, this release reads {checkpoint.VERSION}: train "
-            "it again, or use the release that made it"
+            f"checkpoint '{folder}' has version {config.get('version')}, this release reads {checkpoint.VERSION}: "
+            "train it again, or use the release that made it"
         )
     model = LatticeModel(ModelConfig(**config["model"]))
     tensors = checkpoint.load_tensors(folder / "model.safetensors")

@@ -56,6 +56,8 @@ class TrainConfig:
     log_interval: int = 25
     val_interval: int = 500
     tensorboard: bool = True
+    dry_run: bool = False
+    """Say what would be trained, its parameters by part, and which batch fits into which GPU; train nothing."""
 
 
 FIT_FROM, FIT_AGAIN = 40, 1000
@@ -106,13 +108,17 @@ def _run(
     # --------------------------------------------------------------------------------------------------------------
     # Where, with what
     run, leads = config.out, processes.rank() == 0
-    if run.exists() and any(run.iterdir()) and not config.resume:
+    if run.exists() and any(run.iterdir()) and not config.resume and not config.dry_run:
         if not config.overwrite:
             raise ValueError(f"the run folder '{run}' exists; give another --out, or --resume, or --overwrite")
         processes.wait()  # all have seen it
         if leads:
             shutil.rmtree(run)
     processes.wait()
+    if config.dry_run:
+        from vla.train.memory import dry_run
+
+        return dry_run(build(config, recipe, device))
     s = build(config, recipe, device)  # dataset cache, batches, tokenizers, model, optimiser, averaged weights
     total = limit = config.steps or recipe.steps
     start, last_validation = 0, {}
