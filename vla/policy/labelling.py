@@ -7,13 +7,13 @@
 Something proposes, the policy itself disposes: of the proposals that one under which the actions of all frames of an
 episode are likeliest, by the sum of log p(actions | images, instruction). This is Bayes' rule with no opinion about
 which instruction is usual (noisy-channel decoding; Yu et al. 2017, arXiv 1611.02554). Proposals are draws of the query
-`label`, p(instruction | images, actions), or a list. The vision that reads a picture under an instruction knows what to
-look for; without one it finds out what is done sooner than to which block, so where the instructions are known, name
-them.
+`label`, p(instruction | images, actions, last picture), or a list. The vision that reads a picture under an instruction
+knows what to look for; without one it finds out what is done sooner than to which block, so where the instructions are
+known, name them.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -48,7 +48,8 @@ def label(
     candidates: int = 8,
     among: Sequence[str] = (),
 ) -> list[Label]:
-    """Label episodes. `episodes`: frames of each, with the actions that follow (`Question.actions`, (H, A)).
+    """Label episodes. `episodes`: frames of each, with the actions that follow (`Question.actions`, (H, A)) and, unless
+    `among` is said, the episode's last picture (`Question.goal_image`).
 
     `keys`: one an episode, all its randomness. `candidates`: draws a frame, beside the likeliest one. `among`: the
     instructions that it may be; (): those that the query says. ValueError for no frames, frames without actions,
@@ -87,13 +88,17 @@ def _proposals(
 ) -> list[tuple[str, list[str]]]:
     """Of each episode (what the query says of all frames, each as loudly as it is sure; the sentences that it says)."""
     frames = [(number, frame) for number, of in enumerate(episodes) for frame in of]
-    asked = [query.label(frame, frame.actions) for _, frame in frames]
+    if any(frame.goal_image is None for _, frame in frames):
+        raise ValueError(
+            "proposals need Question.goal_image, the episode's last picture, in every frame; or say `among`"
+        )
+    asked = [query.label(frame, frame.actions, frame.goal_image or {}) for _, frame in frames]
     said: list[dict[str, float]] = [{} for _ in episodes]
     for draw in range(candidates + 1):  # the first one is the likeliest, the others are draws
         for begin in range(0, len(asked), ROWS):
             part = slice(begin, begin + ROWS)
             own = [(int(randomness.fold(*keys[n], draw)), begin + i) for i, (n, _) in enumerate(frames[part])]
-            found = policy.ask(asked[part], own, temperature=float(draw > 0)).instruction
+            found = policy.ask(asked[part], own, replace(policy.sampling, temperature=float(draw > 0))).instruction
             assert found is not None
             sure = found.confidence.prod(1) if draw == 0 else np.zeros(len(own))
             for (number, _), text, weight in zip(frames[part], found.values, sure, strict=True):

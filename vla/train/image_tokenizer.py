@@ -203,7 +203,7 @@ def _fit(
             group["lr"] = config.lr * _schedule(step, total)
         loss = torch.zeros((), device=device)
         for camera, pictures in batches.batch(step)["images"].items():
-            image_BHWC = torch.from_numpy(pictures).to(device)
+            image_BHWC = torch.from_numpy(pictures[:, -1]).to(device)
             made_BHWC = tokenizer(image_BHWC, camera, lambda z_BND: fsq(z_BND)[0])
             background_HWC = tokenizer.background(camera).float()
             loss = loss + pixel_error(made_BHWC, image_BHWC.float(), background_HWC, config.foreground)

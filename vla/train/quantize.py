@@ -2,7 +2,7 @@
 """`vla quantize`: a checkpoint with weights of eight or four bits, and what each layer loses by it.
 
 A masked model works at every mask ratio, and a layer that is harmless when much is known may not be when nothing is. So
-each layer is rounded by itself, and the loss of hidden digits is measured at several ratios, on the same frames and
+each layer is rounded by itself, and the loss of masked digits is measured at several ratios, on the same frames and
 masks; a layer that costs more than `keep_above` at any of them stays as it is.
 """
 
@@ -36,7 +36,7 @@ class QuantizeConfig:
 def quantize(config: QuantizeConfig) -> dict[str, Any]:
     """Write the checkpoint, atomically. Returns {"size_ratio", "layers", "kept", "loss", "loss_after"}.
 
-    `loss`: {mask ratio: nats a hidden digit}. Raises ValueError if `out` exists, for a checkpoint that has few bits
+    `loss`: {mask ratio: nats a masked digit}. Raises ValueError if `out` exists, for a checkpoint that has few bits
     already, or a dataset of another robot; ModuleNotFoundError without torchao.
     """
     import torch
@@ -93,57 +93,62 @@ def quantize(config: QuantizeConfig) -> dict[str, Any]:
     worst = max(after[ratio] - before[ratio] for ratio in RATIOS)
     console.print(
         f"'{folder}': {len(chosen)} layers of {config.bits} bits, {len(kept)} kept, {sizes[0] / 1e6:.2f} MB instead of "
-        f"{sizes[1] / 1e6:.2f}; the loss of hidden digits grows by {worst:.4f} nats at most",
+        f"{sizes[1] / 1e6:.2f}; the loss of masked digits grows by {worst:.4f} nats at most",
         soft_wrap=True,
     )
     return result
 
 
 class _Measure:
-    """The loss of hidden digits at each mask ratio, always of the same frames and masks."""
+    """The loss of masked digits at each mask ratio, always of the same frames and masks."""
 
     def __init__(self, policy: Any, dataset: str, frames: int) -> None:
         """ValueError for a dataset with other actions, states or cameras."""
         import numpy as np
         import torch
 
+        from vla.canvas import Segment
         from vla.data.batches import Batches
         from vla.data.cache import open_cache
+        from vla.model import Observed
 
         cache = open_cache(dataset, image_size=policy.image_size)
         policy.check_names(cache)
-        batch = Batches(cache, policy.horizon, min(frames, len(cache)), 0).batch(0)
+        batches = Batches(cache, policy.horizon, min(frames, len(cache)), 0, moments=policy.n_obs_steps)
+        batch = batches.batch(0)
         whole = ~batch["is_pad"].any(1) if (~batch["is_pad"].any(1)).any() else np.ones(len(batch["state"]), bool)
-        self.policy = policy
-        words_TL = torch.from_numpy(policy.tokenizers.text.encode(cache.tasks))
-        self.inputs = (
-            {camera: torch.from_numpy(batch["images"][camera][whole]) for camera in cache.cameras},
-            policy.tokenizers.state(torch.from_numpy(batch["state"][whole])),
-            words_TL[torch.from_numpy(batch["task_index"][whole])],
-        )
-        digits_BHAD = policy.tokenizers.action.encode(torch.from_numpy(batch["actions"][whole]))
-        self.digits_BNSD = policy.model.config.layout.fold(digits_BHAD)
+
+        def some(x: Any) -> torch.Tensor:
+            return torch.from_numpy(x[whole])
+
+        tokenizers, words_TL = policy.tokenizers, torch.from_numpy(policy.tokenizers.text.encode(cache.tasks))
+        executed, known = None, None
+        if policy.n_obs_steps > 1:
+            executed, known = tokenizers.action.scaled(some(batch["past"])), some(batch["past_known"])
+        images = {camera: some(batch["images"][camera]) for camera in cache.cameras}
+        observed = Observed(images, tokenizers.state(some(batch["state"])), executed, known)
+        words = policy.encoder.vocabulary().tokens(words_TL[some(batch["task_index"])])
+        self.model, self.seen = policy.model, {Segment.INSTRUCTION: words, Segment.OBSERVATION: observed}
+        self.digits_BNSD = policy.model.config.layout.fold(tokenizers.action.encode(some(batch["actions"])))
 
     def losses(self) -> dict[float, float]:
-        """{mask ratio: mean cross-entropy of the hidden digits, nats}."""
+        """{mask ratio: mean cross-entropy of the masked digits, nats}."""
         import torch
 
         from vla import randomness
-        from vla.canvas import revealed
-        from vla.diffusion.loss import digit_losses
-        from vla.diffusion.programs import Corrupted
+        from vla.canvas import Segment, unmasked
+        from vla.diffusion import Corrupted, digit_losses
 
-        model, digits = self.policy.model, self.digits_BNSD
+        model, digits, action = self.model, self.digits_BNSD, Segment.ACTION
         rank_BNS = randomness.uniform(torch.arange(len(digits)), "quantize", *digits.shape[1:3])
         found = {}
         with torch.inference_mode():
-            prefix = model.encode(*self.inputs)
+            context = model.read(None, self.seen)
             for ratio in RATIOS:
-                hidden_BNS = rank_BNS < ratio
-                state = revealed(digits, torch.where(hidden_BNS, 0, digits.shape[-1]))
-                asked_BNSD = hidden_BNS.unsqueeze(-1).expand_as(digits)
-                nobody = torch.zeros_like(asked_BNSD)
-                logits = model.head(model.decode(prefix, state), digits)
-                by_digit = digit_losses(logits, Corrupted(state, digits, asked_BNSD, nobody, nobody))
+                masked_BNS = rank_BNS < ratio
+                state = unmasked(digits, torch.where(masked_BNS, 0, digits.shape[-1]))
+                asked_BNSD = masked_BNS.unsqueeze(-1).expand_as(digits)
+                logits = model.head_of(action)(model.decode(context, {action: state})[action], digits)
+                by_digit = digit_losses(logits, Corrupted(state, digits, asked_BNSD))
                 found[ratio] = float(torch.stack(by_digit).mean())
         return found

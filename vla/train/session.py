@@ -98,13 +98,16 @@ class Session:
         (i, n), the rows i, i + n, ... alone.
         """
         validates = model is not None and model is not self.model
-        rows = slice(part[0], None, part[1])
-        key_B = randomness.fold(self.seed, step, processes.places(len(batch["actions"]))[rows]).to(self.device)
-        batch = _some(batch, rows) if part[1] > 1 else batch
+        key_B, batch = self.keys(batch, step, part), some_rows(batch, part)
         trained = tuple(n for n in self.trained if n == "policy") or self.trained if validates else self.trained
         objective = QueryLoss(model or self.model, self.tokenizers, self.vocabulary, self.recipe, trained)
         with self.autocast():
             return objective(self.rows(batch, None if validates else key_B), key_B, step)
+
+    def keys(self, batch: dict[str, Any], step: int, part: tuple[int, int]) -> Tensor:
+        """int64 (B,): all randomness of the rows of a part of a batch."""
+        places_B = processes.places(len(batch["actions"]))[part[0] :: part[1]]
+        return randomness.fold(self.seed, step, places_B).to(self.device)
 
     @property
     def vocabulary(self) -> Vocabulary:
@@ -148,9 +151,14 @@ class Session:
         )
 
 
-def _some(batch: dict[str, Any], rows: slice) -> dict[str, Any]:
-    """Some rows of a batch, pictures included."""
-    return {name: _some(x, rows) if isinstance(x, dict) else np.ascontiguousarray(x[rows]) for name, x in batch.items()}
+def some_rows(batch: dict[str, Any], part: tuple[int, int]) -> dict[str, Any]:
+    """The rows i, i + n, ... of a batch, pictures included. `part`: (i, n)."""
+    if part[1] == 1:
+        return batch
+    return {
+        name: some_rows(x, part) if isinstance(x, dict) else np.ascontiguousarray(x[part[0] :: part[1]])
+        for name, x in batch.items()
+    }
 
 
 @torch.no_grad()

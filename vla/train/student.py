@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from vla import processes, randomness
+from vla import randomness
 from vla.canvas import Segment, State, all_masked, unmasked
 from vla.canvas.lattice import Provenance
 from vla.diffusion import Sampling, total_loss
 from vla.diffusion.corruption import committed
 from vla.diffusion.distillation import distillation_losses, taught
 from vla.model import LatticeModel
-from vla.train.session import Session
+from vla.model.transformer import Given
+from vla.train.session import Session, some_rows
 
 if TYPE_CHECKING:
     from vla.train.distill import DistillConfig
@@ -33,14 +34,19 @@ class Distillation(Session):
     teacher: LatticeModel | None = None
     config: "DistillConfig | None" = None
 
-    def losses(self, batch: dict[str, Any], step: int, model: LatticeModel | None = None) -> dict[str, Tensor]:
+    def losses(
+        self, batch: dict[str, Any], step: int, model: LatticeModel | None = None, part: tuple[int, int] = (0, 1)
+    ) -> dict[str, Tensor]:
         """As `Session.losses`. Who decides what is a function of (seed, step, place in the batch), too."""
         teacher, config, student = self.teacher, self.config, model or self.model
         assert teacher is not None and config is not None
-        key_B = randomness.fold(self.seed, step, processes.places(len(batch["actions"]))).to(self.device)
-        rows = self.rows(batch)
+        key_B = self.keys(batch, step, part)
+        rows = self.rows(some_rows(batch, part))
         given = self.committed(rows.executed_BHA, rows.ended_BH, key_B, config.committed)
-        seen = {Segment.INSTRUCTION: self.vocabulary.tokens(rows.words_BL), Segment.OBSERVATION: rows.observed}
+        seen: dict[Segment, Given] = {
+            Segment.INSTRUCTION: self.vocabulary.tokens(rows.words_BL),
+            Segment.OBSERVATION: rows.observed,
+        }
         with self.autocast():
             with torch.no_grad():
                 teaching = Sampling(config.teacher_steps, config.temperature)
