@@ -139,7 +139,7 @@ class Still:
 
     def decide(self, observations, keys, committed=None):
         ones = np.ones((1, 4, 4), np.float32)
-        return SimpleNamespace(actions_BHA=ones, confidence_BHA=ones, length_B=np.array([4]))
+        return SimpleNamespace(actions_BHA=ones, confidence_BHA=ones, length_B=np.array([4]), plans=())
 
 
 def test_a_careless_server_is_caught(monkeypatch):
