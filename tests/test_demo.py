@@ -26,7 +26,7 @@ def test_the_whole_loop_and_its_resume(tmp_path):
     assert [row["id"] for row in results["rows"]] == ids
     assert all("interval" in row and row["n"] == 5 for row in results["rows"][:3])
     page = (tmp_path / "demo" / "report.html").read_text()
-    assert "<video" in page and "evaluation 4" in page and "http" not in page.replace("http://www.w3.org", "")
+    assert "<video" in page and "step 4" in page and "http" not in page.replace("http://www.w3.org", "")
     assert not list((tmp_path / "benchmarks" / "results").iterdir())
 
     refused = run()

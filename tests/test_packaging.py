@@ -130,9 +130,9 @@ def test_reading_options_loads_nothing_heavy(verb: str) -> None:
     assert not loaded_by(f"import {module}") & {"torch", "mujoco", "lerobot", "av", "pandas", "pyarrow"}
 
 
-def test_core_dependencies_are_four() -> None:
+def test_core_dependencies_are_five() -> None:
     names = {re.split(r"[<>=!~\[ ;]", line)[0] for line in PROJECT["project"]["dependencies"]}
-    assert names == {"torch", "numpy", "safetensors", "tokenizers"}
+    assert names == {"torch", "numpy", "safetensors", "tokenizers", "einops"}
 
 
 def test_version_is_said_once() -> None:

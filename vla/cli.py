@@ -40,7 +40,7 @@ VERBS: dict[str, Verb] = {
     ),
     "export": Verb("vla.train.export", "ExportConfig", "export", "strip a checkpoint of its training state"),
     "distill": Verb(
-        "vla.train.distill", "DistillConfig", "distill", "teach a student to decide in one evaluation or two"
+        "vla.train.distill", "DistillConfig", "distill", "teach a student to decide in one denoising step or two"
     ),
     "quantize": Verb("vla.train.quantize", "QuantizeConfig", "quantize", "make a checkpoint's weights small integers"),
     "convert": Verb(
@@ -65,7 +65,6 @@ EXTRA_OF_PACKAGE = {
     "lerobot": "train",
     "accelerate": "train",
     "datasets": "train",
-    "einops": "train",
     "pandas": "train",
     "pyarrow": "train",
     "tensorboard": "train",

@@ -113,7 +113,7 @@ def demo(config: DemoConfig) -> dict[str, Any]:
                 resume=True,
             )
         )
-    trace = trace_denoising(Policy.load(checkpoint, evaluations=4))
+    trace = trace_denoising(Policy.load(checkpoint, num_inference_steps=4))
     (out / "denoise.json").write_text(json.dumps(trace))
 
     # 4. Figures and report
@@ -216,8 +216,9 @@ def trace_denoising(policy: "Policy", task_index: int = -1, seed: int = 7) -> di
     import numpy as np
     from PIL import Image
 
+    from vla.canvas import Segment
     from vla.envs.registry import make_env, suites
-    from vla.policy import Observation
+    from vla.eval.history import moment, observed
 
     camera = policy.cameras[0]
     env = make_env("tabletop", image_size=policy.image_size, cameras=policy.cameras)
@@ -227,18 +228,19 @@ def trace_denoising(policy: "Policy", task_index: int = -1, seed: int = 7) -> di
     env.close()
     layout, steps = policy.model.config.layout, []
 
-    def trace(evaluation: int, state: Any, confidence: Any) -> None:
-        visible = layout.unfold(state.visible_BNSD())[0]
-        digits = layout.unfold(state.digits_BNSD)[0]
-        known = layout.unfold(state.known_BNS)[0]
+    def trace(step: int, samples: Any) -> None:
+        sample = samples[Segment.ACTION]
+        visible = layout.unfold(sample.state.visible_BNSD())[0]
+        digits = layout.unfold(sample.state.digits_BNSD)[0]
+        known = layout.unfold(sample.state.known_BNS)[0]
         values = policy.tokenizers.action.decode(digits.cpu()).numpy()
         complete = (known == layout.digits).cpu().numpy()
         steps.append(
             {
-                "name": f"evaluation {evaluation}",
+                "name": f"step {step}",
                 "known": visible.int().tolist(),
                 "digits": np.where(visible.cpu().numpy(), digits.cpu().numpy(), -1).tolist(),
-                "confidence": layout.unfold(confidence)[0].tolist(),
+                "confidence": layout.unfold(sample.confidence_BNS)[0].tolist(),
                 "value": [
                     [float(v) if c else None for v, c in zip(*r, strict=True)]
                     for r in zip(values, complete, strict=True)
@@ -246,11 +248,8 @@ def trace_denoising(policy: "Policy", task_index: int = -1, seed: int = 7) -> di
             }
         )
 
-    chunk = policy.decide(
-        [Observation(observation["pixels"], observation["agent_pos"], info["instruction"])],
-        [(seed, 0)],
-        trace=trace,
-    )
+    seen = observed(policy, [moment(observation)], [], info["instruction"])
+    chunk = policy.decide([seen], [(seed, 0)], trace=trace)
     return {
         "instruction": info["instruction"],
         "camera": camera,

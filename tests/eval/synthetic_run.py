@@ -77,7 +77,7 @@ def write_metrics(path: Path, steps: int = 4000) -> None:
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
-def denoise(horizon: int = 8, evaluations: int = 4) -> dict:
+def denoise(horizon: int = 8, denoising_steps: int = 4) -> dict:
     from PIL import Image
 
     generator = np.random.Generator(np.random.Philox(key=9))
@@ -86,17 +86,17 @@ def denoise(horizon: int = 8, evaluations: int = 4) -> dict:
     bins = np.clip((final + 1) / 2 * 255, 0, 255).astype(int)
     order = generator.random((horizon, 4))
     steps = []
-    for e in range(1, evaluations + 1):
-        coarse = order < min(1.0, 2 * e / evaluations)
-        fine = order < max(0.0, 2 * e / evaluations - 1)
-        confidence = np.clip(0.35 + 0.6 * e / evaluations + 0.15 * generator.standard_normal(order.shape), 0, 1)
+    for e in range(1, denoising_steps + 1):
+        coarse = order < min(1.0, 2 * e / denoising_steps)
+        fine = order < max(0.0, 2 * e / denoising_steps - 1)
+        confidence = np.clip(0.35 + 0.6 * e / denoising_steps + 0.15 * generator.standard_normal(order.shape), 0, 1)
         known = np.stack([coarse, fine], axis=-1)
         digits = np.where(known, np.stack([bins // 16, bins % 16], axis=-1), -1)
         rows = zip(final, fine, strict=True)
         value = [[float(v) if k else None for v, k in zip(*pair, strict=True)] for pair in rows]
         steps.append(
             {
-                "name": f"evaluation {e}",
+                "name": f"step {e}",
                 "known": known.astype(int).tolist(),
                 "digits": digits.tolist(),
                 "confidence": confidence.tolist(),

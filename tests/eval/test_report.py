@@ -88,7 +88,7 @@ def test_one_evaluation_or_one_training_is_a_run_too(whole, tmp_path):
 
 
 def test_odd_traces_are_drawn(tmp_path):
-    trace = denoise(horizon=25, evaluations=1)
+    trace = denoise(horizon=25, denoising_steps=1)
     trace["steps"][0]["confidence"] = None
     trace["image_png_base64"] = None
     trace["instruction"] = "<b>push</b> & pull"

@@ -26,6 +26,7 @@ from vla.eval.episodes import (
     write_atomically,
     write_results,
 )
+from vla.eval.foresight import can_foresee, foresee
 from vla.eval.summary import Summary, show, summarize
 
 if TYPE_CHECKING:
@@ -82,12 +83,12 @@ class EvalConfig:
     """steps that go by while the policy thinks: the robot executes the last chunk on, the policy fills in the rest"""
     naive: bool = False
     """with a delay: the policy is not told what is executed meanwhile"""
-    decoding: Literal["actions", "waypoints", "joint", "one_by_one", "thinking"] = "actions"
-    """of a unified checkpoint: the actions alone; on waypoints (it says where the robot will be, and what leads there);
-    plan, future image and actions together; one after the other; or thinking: a plan first where the actions alone are
-    unsure"""
-    evaluations: int | None = None
-    """network evaluations a chunk; none: as the checkpoint says"""
+    decoding: Literal["actions", "plan", "waypoints", "joint", "adaptive_plan"] = "actions"
+    """the actions alone; first a plan, or waypoints (where the robot will be), and then actions that follow; plan,
+    future image and actions together ("joint"); or "adaptive_plan": first a plan where the actions alone are unsure.
+    All but the actions alone need a checkpoint that was trained for it"""
+    num_inference_steps: int | None = None
+    """denoising steps a chunk; none: as the checkpoint says"""
     rows: int = 8
     """observations in one call of the network, padded to it, so that results do not depend on slots"""
     device: str = "auto"
@@ -155,7 +156,7 @@ def _load(config: EvalConfig) -> "Policy":
     return LatticePolicy.load(
         path,
         device=device,
-        evaluations=config.evaluations,
+        num_inference_steps=config.num_inference_steps,
         n_action_steps=config.n_action_steps,
         rows=config.rows,
         sure_above=config.sure_above,
@@ -164,16 +165,12 @@ def _load(config: EvalConfig) -> "Policy":
 
 
 FORESEEN = 3
-"""Episodes of a unified checkpoint that are also played with everything it expects, for the report."""
-
-
-def _unified(policy: "Policy") -> bool:
-    return bool(getattr(getattr(getattr(policy, "model", None), "config", None), "unified", False))
+"""Episodes that are also played with everything that a policy expects, for the report."""
 
 
 def _same_run(config: EvalConfig, checkpoint: str | None) -> dict[str, Any]:
     """What must not differ between the two halves of a resumed evaluation."""
-    keys = ("policy", "env", "instruction", "perturbation", "seed", "n_action_steps", "evaluations", "rows")
+    keys = ("policy", "env", "instruction", "perturbation", "seed", "n_action_steps", "num_inference_steps", "rows")
     identity = {key: getattr(config, key) for key in keys} | {"checkpoint_sha256": checkpoint}
     later = {"sure_above": 0.0, "delay": 0, "naive": False, "decoding": "actions"}
     return identity | {key: getattr(config, key) for key, usual in later.items() if getattr(config, key) != usual}
@@ -357,9 +354,7 @@ def evaluate(
             done = write_results(lines, done)
         elapsed_s = time.perf_counter() - started
         centre.film(config.out / "videos")
-    if config.videos and policy is not None and config.perturbation is None and _unified(policy):
-        from vla.eval.foresight import foresee
-
+    if config.videos and policy is not None and config.perturbation is None and can_foresee(policy):
         some = [foresee(policy, config.env, e.task, e.seed) for e in episodes[:FORESEEN]]  # type: ignore[arg-type]
         write_atomically(config.out / "foresight.json", json.dumps(some))
     about = make_manifest(description.renderer, checkpoint)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The section of a report about what a unified policy expects: predicted and true pictures, plan, confidence."""
+"""The section of a report about what a policy expects: predicted and true pictures, plan, confidence."""
 
 from html import escape
 from typing import Any
@@ -17,8 +17,9 @@ def foresight(run: Run) -> str:
         return ""
     cards = "".join(_episode(episode) for episode in episodes)
     return (
-        "<section><h2>What it expects</h2><p>Plan, future image and actions are filled in together. Each chunk is "
-        "executed to its end, so that the picture it expects can be held against the one that came.</p>"
+        "<section><h2>What it expects</h2><p>At each decision it also says what it was trained to say: its plan, and "
+        "the picture after the chunk. Each chunk is executed to its end, so that the picture can be held against the "
+        "one that came.</p>"
         f'<div class="grid expects">{cards}</div></section>'
     )
 

@@ -280,7 +280,7 @@ def denoising(run: Run) -> str:
     return (
         "<section><h2>One decision, digit by digit</h2><p>An action is written as digits, the coarse one "
         "first. All "
-        "tokens start masked; each evaluation of the network decides the ones it is surest of. Rows are "
+        "tokens start masked; each denoising step decides the ones that the network is surest of. Rows are "
         "action "
         "dimensions, columns are timesteps of the chunk.</p>"
         f'<div class="grid denoise">{picture}<div><div class="card"><div class="panels">'

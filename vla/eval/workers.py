@@ -26,6 +26,7 @@ from typing import Any, Literal
 import numpy as np
 
 from vla.eval.episodes import Episode, EpisodeResult, episode_key
+from vla.eval.history import Moment, moment, shown
 
 Mode = Literal["policy", "random", "expert"]
 
@@ -72,7 +73,7 @@ class _Slot:
     calls: int = 0
     success: bool = False
     actions: list[np.ndarray] = field(default_factory=list)
-    seen: list[tuple[dict[str, np.ndarray], np.ndarray]] = field(default_factory=list)
+    seen: list[Moment] = field(default_factory=list)
     """images and state of the last moments, oldest first; empty if the policy sees the present only"""
 
 
@@ -155,8 +156,7 @@ class Worker:
     def remember(self, slot: _Slot, observation: dict[str, Any]) -> None:
         """Keep what the policy will want to see again: copies, an environment may draw into the same arrays."""
         if self.settings.moments > 1:
-            images = {camera: np.array(image) for camera, image in (observation.get("pixels") or {}).items()}
-            slot.seen.append((images, np.array(observation["agent_pos"], dtype=np.float32)))
+            slot.seen.append(moment(observation))
             del slot.seen[: -self.settings.moments]
 
     def finish(self, index: int) -> tuple[EpisodeResult, np.ndarray]:
@@ -183,16 +183,11 @@ class Worker:
         """("observe", slot, {camera: uint8 (H, W, 3)}, state (S,), instruction, step).
 
         With M > 1 moments: uint8 (M, H, W, 3), oldest first, state (M, S), and one more, the actions executed between
-        them, float32 (M-1, A). Before there are as many moments, the first is repeated, and its actions are NaN.
+        them, float32 (M-1, A) (`history.shown`).
         """
         slot, moments = self.slots[index], self.settings.moments
         if moments > 1:
-            seen = [slot.seen[0]] * (moments - len(slot.seen)) + slot.seen
-            images = {camera: np.stack([pictures[camera] for pictures, _ in seen]) for camera in seen[0][0]}
-            executed = np.full((moments - 1, len(slot.env.action_names)), np.nan, np.float32)
-            if done := slot.actions[1 - moments :]:
-                executed[-len(done) :] = done
-            states = np.stack([state for _, state in seen])
+            images, states, executed = shown(slot.seen, slot.actions, moments, len(slot.env.action_names))
             return "observe", index, images, states, slot.given, len(slot.actions), executed
         state = np.asarray(observation["agent_pos"], dtype=np.float32)
         return "observe", index, observation.get("pixels") or {}, state, slot.given, len(slot.actions)

@@ -26,7 +26,7 @@ from vla.serve.codec import MAX_BYTES, DecodeError, pack, unpack
 
 log = logging.getLogger("vla.client")
 
-IDENTITY = ("action_names", "state_names", "horizon", "fps", "cameras", "image_size")
+IDENTITY = ("action_names", "state_names", "horizon", "fps", "cameras", "image_size", "n_obs_steps")
 """Metadata that must not change while a client lives: a robot must not change its policy in mid-air."""
 HOPELESS = (400, 401, 403, 404, 426)
 """HTTP answers to the handshake that waiting does not mend."""
@@ -103,8 +103,9 @@ class PolicyClient:
         """The reply to a request: {"actions": float32 (H, A), "confidence": float32 (H, A), "length": int, ...}.
 
         `observation`: {"observation/<camera>": uint8 (S, S, 3), "observation/state": float32 (S,), "prompt": text}, and
-        what else docs/serving.md lists. A connection that broke is made again and the request sent once more: the
-        server keeps nothing, so nothing happens twice.
+        what else docs/serving.md lists; with the last M moments of both for a policy that sees as many (metadata:
+        n_obs_steps). A connection that broke is made again and the request sent once more: the server keeps nothing, so
+        nothing happens twice.
 
         Raises PolicyTimeout after `timeout_s` (and up to `connect_timeout_s` more where it must connect first),
         PolicyUnavailable without a server, PolicyError for what the server refuses, ValueError for what cannot be sent.

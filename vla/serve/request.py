@@ -12,10 +12,14 @@ if TYPE_CHECKING:
     from vla.policy import Chunk, Observation
 
 PROMPT_CHARACTERS = 4096
+EXECUTED = "observation/executed"
 
 
 class ServedPolicy(Protocol):
-    """What a server needs of a policy; `vla.policy.Policy` is one."""
+    """What a server needs of a policy; `vla.policy.Policy` is one.
+
+    If it has an attribute `n_obs_steps` > 1, so many moments are in each observation.
+    """
 
     @property
     def cameras(self) -> tuple[str, ...]: ...
@@ -66,17 +70,27 @@ class Reader:
     """Turns a frame into what a policy is asked, or says in one line why not."""
 
     def __init__(self, policy: "ServedPolicy") -> None:
-        """ValueError for a policy with a camera called 'state', whose key would be the state's."""
+        """ValueError for a policy with a camera called 'state' or 'executed', whose key would be another's."""
         from vla.policy import Observation
 
         self.make, self.rtc, self.cameras, self.size = Observation, True, tuple(policy.cameras), policy.image_size
         self.states, self.actions, self.horizon = len(policy.state_names), len(policy.action_names), policy.horizon
-        if "state" in self.cameras:
-            raise ValueError("expected cameras with other names than 'state', whose key is the state's; rename it")
+        self.moments = int(getattr(policy, "n_obs_steps", 1))
+        self.before = () if self.moments == 1 else (self.moments,)
+        """leading dimensions of what is seen"""
+        if taken := {"state", "executed"} & set(self.cameras):
+            raise ValueError(f"expected cameras with other names than {taken.pop()!r}, which is another key; rename it")
         self.keys = [*(f"observation/{camera}" for camera in self.cameras), "observation/state", "prompt"]
         self.known = {*self.keys, "rtc/prev_actions", "rtc/delay_steps", "seed", "step"}
         if len(self.cameras) == 1:
             self.known.add("observation/image")
+        if self.moments > 1:
+            self.known.add(EXECUTED)
+
+    def blank(self) -> "Observation":
+        """An observation of nothing, to warm up with."""
+        images = {camera: np.zeros((*self.before, self.size, self.size, 3), np.uint8) for camera in self.cameras}
+        return self.make(images, np.zeros((*self.before, self.states), np.float32), "go")
 
     def read(self, message: bytes | str) -> Asked:
         """Raises DecodeError for bytes that are no message, RequestError for a message that is no observation."""
@@ -92,7 +106,7 @@ class Reader:
                 "observation", f"unknown key {unknown[0][:60]!r}: expected {', '.join(sorted(self.known))}"
             )
         images = {camera: self._image(raw, camera) for camera in self.cameras}
-        state = self._floats(raw, "observation/state", (self.states,), (np.float32, np.float64))
+        state = self._floats(raw, "observation/state", (*self.before, self.states), (np.float32, np.float64))
         prompt = raw.get("prompt")
         if not isinstance(prompt, str) or len(prompt) > PROMPT_CHARACTERS:
             got = f"{len(prompt)} characters" if isinstance(prompt, str) else self._got(raw, "prompt")
@@ -100,7 +114,7 @@ class Reader:
                 "observation", f"expected prompt as text of at most {PROMPT_CHARACTERS} characters, got {got}"
             )
         key = self._whole(raw, "seed"), self._whole(raw, "step")
-        return Asked(self.make(images, state, prompt), key, self._committed(raw))
+        return Asked(self.make(images, state, prompt, self._executed(raw)), key, self._committed(raw))
 
     @staticmethod
     def _got(raw: dict, key: str) -> str:
@@ -112,13 +126,25 @@ class Reader:
             if key in raw:
                 raise RequestError("observation", f"expected one of {key} and observation/image, got both")
             key = "observation/image"
-        image, shape = raw.get(key), (self.size, self.size, 3)
+        image, shape = raw.get(key), (*self.before, self.size, self.size, 3)
         if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.shape != shape:
             advice = "; resize it the way the training data were resized" if isinstance(image, np.ndarray) else ""
             raise RequestError("observation", f"expected {key} as uint8 {shape}, got {self._got(raw, key)}{advice}")
         return image
 
-    def _floats(self, raw: dict, key: str, shape: tuple[int, ...], dtypes: tuple[type, ...]) -> np.ndarray:
+    def _executed(self, raw: dict) -> np.ndarray | None:
+        """float32 (M - 1, A), rows of NaN where nothing was executed; None where nothing is said."""
+        if EXECUTED not in raw:
+            return None
+        shape = (self.moments - 1, self.actions)
+        found = self._floats(raw, EXECUTED, shape, (np.float32, np.float64), finite=False)
+        if np.isinf(found).any() or (np.isnan(found).any(1) != np.isnan(found).all(1)).any():
+            raise RequestError("observation", f"expected {EXECUTED} to be finite, or a row of NaN where there was none")
+        return found
+
+    def _floats(
+        self, raw: dict, key: str, shape: tuple[int, ...], dtypes: tuple[type, ...], finite: bool = True
+    ) -> np.ndarray:
         """float32. `shape`: -1 for any size."""
         found: Any = raw.get(key)
         names = " or ".join(np.dtype(dtype).name for dtype in dtypes)
@@ -128,7 +154,7 @@ class Reader:
             raise RequestError("observation", f"expected {key} as {names} {wanted}, got {self._got(raw, key)}")
         with np.errstate(over="ignore"):  # what the policy sees: a float64 of 1e300 would be infinite
             found = found.astype(np.float32, copy=False)
-        if not np.isfinite(found).all():
+        if finite and not np.isfinite(found).all():
             raise RequestError("observation", f"expected {key} to be finite in float32, got NaN or infinity in it")
         return found
 

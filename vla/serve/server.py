@@ -133,9 +133,8 @@ class PolicyServer:
             torch.set_num_threads(self.config.threads)
         if self.prepare is not None:
             self.prepare()
-        size, reader = self.policy.image_size, self.reader
-        images = {camera: np.zeros((size, size, 3), np.uint8) for camera in self.policy.cameras}
-        nothing = reader.make(images, np.zeros(reader.states, np.float32), "go")
+        reader = self.reader
+        nothing = reader.blank()
         chunk = self._decide(Asked(nothing, (0, 0), np.zeros((0, reader.actions), np.float32)))["actions"]
         try:
             self._decide(Asked(nothing, (0, 0), chunk[:1]))
@@ -154,6 +153,7 @@ class PolicyServer:
             "state_names": list(policy.state_names),
             "horizon": int(policy.horizon),
             "n_action_steps": int(policy.n_action_steps),
+            "n_obs_steps": self.reader.moments,
             "fps": float(policy.fps),
             "cameras": list(policy.cameras),
             "image_size": int(policy.image_size),
@@ -283,7 +283,6 @@ class PolicyServer:
         actions = np.ascontiguousarray(chunk.actions_BHA[0], np.float32)
         if not np.isfinite(actions).all():
             raise FloatingPointError("the policy decided on actions that are not finite")
-        plans = getattr(self.policy, "plans", None)
         same_d = (actions[: len(given)].view(np.uint32) == given.view(np.uint32)).all(1)
         return {
             "actions": actions,
@@ -291,7 +290,7 @@ class PolicyServer:
             "length": int(chunk.length_B[0]),
             "rtc/frozen_steps": int(same_d.cumprod().sum()),
             "policy_timing": {"infer_ms": infer_ms},
-            **({"plan": plans[0]} if plans else {}),
+            **({"plan": chunk.plans[0]} if chunk.plans else {}),
         }
 
 
@@ -329,7 +328,7 @@ def serve(config: ServeConfig) -> None:
     policy = Policy.load(
         config.policy,
         device=device,
-        evaluations=config.evaluations,
+        num_inference_steps=config.num_inference_steps,
         n_action_steps=config.n_action_steps,
         seed=config.seed,
         decoding=config.decoding,

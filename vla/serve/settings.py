@@ -40,13 +40,12 @@ class ServeConfig:
     """on SIGTERM, requests that are being answered may take so long"""
     seed: int = 0
     """of the policy's sampler"""
-    evaluations: int | None = None
-    """network evaluations a chunk; none: as the checkpoint says"""
+    num_inference_steps: int | None = None
+    """denoising steps a chunk; none: as the checkpoint says"""
     n_action_steps: int | None = None
     """told to clients: execute this many actions of a chunk before asking again; none: as the checkpoint says"""
-    decoding: Literal["actions", "waypoints", "joint", "one_by_one", "thinking"] = "actions"
-    """of a unified checkpoint: see `vla eval`; committed actions (real-time chunking) need "actions" or
-    "waypoints\""""
+    decoding: Literal["actions", "plan", "waypoints", "joint", "adaptive_plan"] = "actions"
+    """what is decided before the actions: see `vla eval`; committed actions (real-time chunking) need "actions\""""
     device: str = "auto"
     """"cpu", "cuda", or "auto\""""
     threads: int = 0

@@ -70,18 +70,19 @@ class Watch:
 
 def described(asked: Asked, answered: dict[str, Any]) -> str:
     """JSON of a request and its reply; "actions" and "confidence" are lists (H, A)."""
-    seen = asked.observation
+    seen = asked.observation  # of several moments, the last one is shown
     said = {
         "prompt": seen.instruction,
         "plan": answered.get("plan", ""),
-        "state": np.asarray(seen.state, float).tolist(),
+        "state": np.atleast_2d(np.asarray(seen.state, float))[-1].tolist(),
         "actions": answered["actions"].tolist(),
         "confidence": np.nan_to_num(answered["confidence"].astype(float)).clip(0, 1).round(4).tolist(),
         "length": answered["length"],
         "frozen_steps": answered["rtc/frozen_steps"],
         "network_ms": answered["policy_timing"]["infer_ms"],
     }
-    cameras = ", ".join(picture(camera, image) for camera, image in seen.images.items())
+    now = {camera: image if image.ndim == 3 else image[-1] for camera, image in seen.images.items()}
+    cameras = ", ".join(picture(camera, image) for camera, image in now.items())
     return f'{json.dumps(said)[:-1]}, "cameras": [{cameras}]}}'
 
 

@@ -44,6 +44,9 @@ class ActionTokenizer(Protocol):
     def allowed_ADV(self) -> Tensor:
         """bool (S, digits, base): the digits a sub-token may ever show; a mask on the logits."""
 
+    def scaled(self, actions: Tensor) -> Tensor:
+        """float (..., A), dataset units -> float32 in [-1, 1], clipped to the limits."""
+
     def encode(self, actions: Tensor) -> Tensor:
         """float (B, H, A), dataset units -> int64 (B, N, S, digits). ValueError on NaN or another A."""
 
