@@ -17,12 +17,13 @@ from torch import Tensor, nn
 from vla.canvas import Layout, Provenance, State
 
 NOISE_SCALE = 0.3
+WORD_SCALE = 0.4
 
 
 class StateEmbedding(nn.Module):
-    """State (B, N, S, D) -> float (B, N, W)."""
+    """State (B, N, S, D) -> float (B, N, W). `metric`: neighbouring digits mean similar things; words do not."""
 
-    def __init__(self, layout: Layout, width: int, noise_indices: int) -> None:
+    def __init__(self, layout: Layout, width: int, noise_indices: int, metric: bool = True) -> None:
         super().__init__()
         self.layout, self.noise_indices = layout, noise_indices
         base, digits = layout.base, layout.digits
@@ -34,9 +35,11 @@ class StateEmbedding(nn.Module):
         noise_rows = slice(self.rows_dim - noise_indices - 1, self.rows_dim - 1)
         table[:, noise_rows] += torch.randn(noise_indices, width) * NOISE_SCALE / layout.dims
         for d in range(digits):
-            # Neighbouring digits start with neighbouring embeddings: the numbers are metric.
             rows = slice(d * self.rows_digit, d * self.rows_digit + base)
-            table[:, rows] += 0.1 * _smooth(base, width) / (d + 1)
+            if metric:  # neighbouring digits start with neighbouring embeddings
+                table[:, rows] += 0.1 * _smooth(base, width) / (d + 1)
+            else:  # sentences differ in a word or two: let each be heard
+                table[:, rows] += WORD_SCALE * torch.randn(layout.dims, base, width)
         self.table = nn.Parameter(table.flatten(0, 1))
         dimension_NS = torch.arange(layout.dims).repeat(layout.horizon).view(layout.positions, layout.sub_tokens)
         digit_offset_D = torch.arange(digits) * self.rows_digit

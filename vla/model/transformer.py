@@ -219,10 +219,8 @@ class LatticeModel(nn.Module):
         self.segment = nn.Parameter(torch.randn(len(Segment), width) * 0.02)
         self.embeddings, self.heads = nn.ModuleDict(), nn.ModuleDict()
         for segment, (layout, radices) in config.written.items():
-            scale = 5.0 if segment in TEXTS else 1.0  # sentences differ in a word or two: let it be heard
-            self.embeddings[segment.name] = StateEmbedding(layout, width, config.noise_indices)
-            with torch.no_grad():
-                self.embeddings[segment.name].table.mul_(scale)
+            metric = segment not in TEXTS
+            self.embeddings[segment.name] = StateEmbedding(layout, width, config.noise_indices, metric)
             self.heads[segment.name] = head = DigitHead(layout, width)
             if radices is not None:
                 head.allowed_ADV.copy_(torch.arange(layout.base) < torch.tensor(radices).view(1, -1, 1))
