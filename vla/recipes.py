@@ -16,12 +16,13 @@ from vla.diffusion import CorruptionConfig, Sampling
 
 @dataclass(frozen=True)
 class Queries:
-    """Which queries a network learns to answer (vla/canvas/query.py): of each, its weight in a batch; 0: it does not.
+    """Which queries a network learns to answer (vla/canvas/query.py): of each, the fraction of a batch that is asked;
+    0: it does not. Fractions may add up to more than 1: several queries are then asked about the same rows.
 
     The checkpoint carries the list, and refuses to answer others.
     """
 
-    policy: float = 0.5
+    policy: float = 1.0
     continuation: float = 0.5
     """The rest of a chunk whose beginning is being executed (real-time chunking); needs time-aligned action tokens."""
     infill: float = 0.0
@@ -34,9 +35,11 @@ class Queries:
     goal_policy: float = 0.0
     label: float = 0.0
     joint: float = 0.0
+    untold: float = 0.4
+    """Fraction of the batch that hears no instruction, if there are queries without one."""
     policy_warmup_steps: int = 0
-    """Steps at the beginning in which the policy alone is learnt: many queries at once, of which some are easy, keep the
-    vision from finding out what the hard ones are about (LOG.md, 2026-11-26)."""
+    """Steps at the beginning in which the policy alone is learnt: many queries at once, of which some are easy, keep
+    the vision from finding out what the hard ones are about (LOG.md, 2026-11-26)."""
     image_tokenizer: str = ""
     """Folder of `vla train-tokenizer image`, or the name of a shipped one; "": there are no future images."""
     plan_length: int = 24
@@ -49,7 +52,7 @@ class Queries:
     """Of the loss of waypoints."""
 
     def weights(self) -> dict[str, float]:
-        """{query: its weight}, in the order in which they share a batch."""
+        """{query: its fraction of a batch}."""
         return {name: getattr(self, name) for name in QUERIES}
 
     def weight_of(self, segment: Segment) -> float:
@@ -156,7 +159,7 @@ class Recipe:
     drop_state: float = 0.0
     """Of the training samples, how many do not see the robot's state, so that the picture is looked at."""
     drop_images: float = 0.1
-    """Of those that are given more than an instruction, how many do not see the pictures, so that it is heard."""
+    """Of those that hear no instruction, how many do not see the pictures, so that what else is given is heard."""
     holdout: float = 0.02
     """Fraction of episodes kept for validation."""
 
@@ -180,7 +183,7 @@ def tabletop_state() -> Recipe:
 
 def metaworld_mt10_small() -> Recipe:
     """The ten tasks of Meta-World's MT10 in one network, on two CPU cores, from 50 demonstrations a task at 96 px."""
-    queries = Queries(policy=0.6, continuation=0.2, waypoints=0.2)
+    queries = Queries(policy=1.0, continuation=0.25, waypoints=0.5)
     return Recipe(image_size=96, layers=3, drop_state=0.5, steps=100_000, background=True, queries=queries)
 
 
@@ -234,20 +237,19 @@ def large() -> Recipe:
 
 
 def tabletop_unified() -> Recipe:
-    """Every query from one network: plans, waypoints, future images, goals, dynamics, labels (`benchmarks/heard.py`)."""
+    """Every query from one network: plans, waypoints, pictures, goals, dynamics, labels (`benchmarks/heard.py`)."""
     queries = Queries(
-        policy=0.2,
-        continuation=0.12,
-        infill=0.1,
-        plan=0.05,
-        plan_policy=0.1,
-        waypoints=0.05,
-        waypoint_policy=0.03,
-        world_model=0.1,
-        inverse=0.1,
-        goal_policy=0.05,
-        label=0.1,
-        joint=0.0,
+        policy=0.6,
+        continuation=0.25,
+        infill=0.25,
+        plan=0.15,
+        plan_policy=0.2,
+        waypoints=0.1,
+        waypoint_policy=0.05,
+        world_model=0.2,
+        inverse=0.2,
+        goal_policy=0.1,
+        label=0.2,
         policy_warmup_steps=500,
         image_tokenizer="tabletop_image",
     )

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which queries a batch is asked, and what is learnt from each: every query is a mask pattern (vla/canvas/query.py).
 
-The rows of a batch are shared out among the recipe's queries by their weights. All rows are read together, each with
-what its query gives of pictures, state and words; then each query's rows read what else it gives, and are asked.
+Some rows of a batch hear the instruction, the others do not; all are read together. Then each query's rows read what
+else it gives, and are asked. Several queries may be asked about the same rows: what is dear is to look at pictures.
 
 Actions that are given (to a world model, as a beginning, as what a label describes) and those that are asked where they
 must explain what happened (inverse dynamics, waypoints) are the executed ones; a policy's targets are the expert's
@@ -67,20 +67,28 @@ class Rows:
         return self.has_labels_B | ~self.has_actions_B
 
 
-def shares(weights: Mapping[str, float], batch: int) -> dict[str, slice]:
-    """Which rows each query has: whole numbers that are nearest to the weights' shares, at least one row each.
+def shares(weights: Mapping[str, float], batch: int, untold: float) -> dict[str, Tensor]:
+    """The rows that each query is asked about, {query: int64 (rows,)}, at least one each.
 
-    ValueError for a batch that is too small for all of them.
+    A weight is a fraction of the batch. The last `untold` of the batch (a fraction) hears no instruction: the queries
+    without one are asked about these rows, the others about the rows before. Where the weights are more than there are
+    rows, several queries are asked about the same rows, which are read only once.
     """
-    weights = {name: weight for name, weight in weights.items() if weight > 0}
-    if batch < len(weights):
-        raise ValueError(f"{len(weights)} queries share a batch of {batch} rows: raise batch_size, or set some to 0")
-    left, total, found, begin = batch, sum(weights.values()), {}, 0
-    for place, (name, weight) in enumerate(weights.items()):
-        others = len(weights) - place - 1
-        count = min(max(1, round(left * weight / total)), left - others)
-        found[name] = slice(begin, begin + count)
-        begin, left, total = begin + count, left - count, total - weight
+    names = [name for name, weight in weights.items() if weight > 0]
+    silent = [name for name in names if QUERIES[name].instruction is not Part.GIVEN]
+    told = (
+        batch if not silent else 0 if len(silent) == len(names) else min(max(1, round((1 - untold) * batch)), batch - 1)
+    )
+    if not told + batch or (silent and told == batch):
+        raise ValueError(f"a batch of {batch} rows is too small for queries with and without an instruction: raise it")
+    found: dict[str, Tensor] = {}
+    begin = {True: 0, False: 0}
+    for name in names:
+        hears = name not in silent
+        first, size = (0, told) if hears else (told, batch - told)
+        count = min(max(1, round(weights[name] * batch)), size)
+        found[name] = (first + (begin[hears] + torch.arange(count)) % size).sort().values
+        begin[hears] += count
     return found
 
 
@@ -129,10 +137,11 @@ class QueryLoss:
         """ "loss" and its parts, scalars. `key_B`: int64, all randomness. `step`: below 0 in validation, which asks the
         policy about all rows.
         """
-        weights = {name: getattr(self.recipe.queries, name) for name in self.trained}
-        if step < self.recipe.queries.policy_warmup_steps and "policy" in weights:
+        queries = self.recipe.queries
+        weights = {name: getattr(queries, name) for name in self.trained}
+        if step < queries.policy_warmup_steps and "policy" in weights:
             weights = {"policy": 1.0}
-        groups = shares(weights, len(key_B))
+        groups = {n: rows.to(key_B.device) for n, rows in shares(weights, len(key_B), queries.untold).items()}
         context = self.model.read(None, self._seen(rows, key_B, groups, step))
         result: dict[str, Tensor] = {}
         total = torch.zeros((), device=key_B.device)
@@ -144,34 +153,31 @@ class QueryLoss:
                 if segment is Segment.ACTION:
                     loss = total_loss(digits)
                 else:
-                    loss, weight = torch.stack(digits).mean(), self.recipe.queries.weight_of(segment)
+                    loss, weight = torch.stack(digits).mean(), queries.weight_of(segment)
                 if (name, segment) == ("policy", Segment.ACTION):
                     names = ["loss_coarse", "loss_fine", *(f"loss_digit_{d}" for d in range(2, len(digits)))]
                     result |= dict(zip(names, digits, strict=False))
                 elif len(groups) > 1:
                     result[f"{segment.name.lower()}/{name}"] = loss
-                total = total + weight * loss * ((where.stop - where.start) / len(key_B))
+                total = total + weight * loss * (len(where) / len(key_B))
         return {"loss": total, **result}
 
-    def _seen(self, rows: Rows, key_B: Tensor, groups: Mapping[str, slice], step: int) -> dict[Segment, Given]:
+    def _seen(self, rows: Rows, key_B: Tensor, groups: Mapping[str, Tensor], step: int) -> dict[Segment, Given]:
         """What all rows see, each as its query has it. What is withheld now and then must be found elsewhere."""
         told_B = torch.ones(len(key_B), dtype=torch.bool, device=key_B.device)
         drop_B, drop_state_B = torch.zeros_like(told_B), torch.zeros_like(told_B)
         for name, where in groups.items():
-            query = QUERIES[name]
-            if query.instruction is not Part.GIVEN:
+            if QUERIES[name].instruction is not Part.GIVEN:
                 told_B[where] = False
-            if step >= 0:
-                also = query.given and query.given != (Segment.INSTRUCTION,)
-                share = self.recipe.drop_images if also or query.actions in (Part.PREFIX, Part.PARTLY) else 0.0
-                drop_B[where] = randomness.uniform(key_B[where], "drop images") < share
-                drop_state_B[where] = randomness.uniform(key_B[where], "drop state") < self.recipe.drop_state
+        if step >= 0:
+            drop_B = ~told_B & (randomness.uniform(key_B, "drop images") < self.recipe.drop_images)
+            drop_state_B = randomness.uniform(key_B, "drop state") < self.recipe.drop_state
         words_BL = rows.words_BL * told_B.unsqueeze(1)
         observed = replace(rows.observed, sees_images_B=~drop_B, sees_state_B=~(drop_state_B & ~drop_B))
         return {Segment.INSTRUCTION: self.words.tokens(words_BL), Segment.OBSERVATION: observed}
 
     def losses(
-        self, context: Context, rows: Rows, where: slice, key_B: Tensor, query: Query, step: int
+        self, context: Context, rows: Rows, where: Tensor, key_B: Tensor, query: Query, step: int
     ) -> dict[Segment, list[Tensor]]:
         """The loss of each digit of each segment that a query asks. `context`: of its rows, which `where` says."""
         key_B = randomness.fold(key_B, randomness.stream_id(query.name))
@@ -187,7 +193,9 @@ class QueryLoss:
         config = self.recipe.corruption
         return denoising_losses(self.model, context, corrupted, key_B, config.p_noisy, self.recipe.noise_candidates)
 
-    def _given(self, context: Context, rows: Rows, where: slice, query: Query, decided: tuple[Segment, ...]) -> Context:
+    def _given(
+        self, context: Context, rows: Rows, where: Tensor, query: Query, decided: tuple[Segment, ...]
+    ) -> Context:
         """The context with what the query gives."""
         given: dict[Segment, Given] = {}
         for segment in (*query.given, *decided):
@@ -209,7 +217,7 @@ class QueryLoss:
             given[Segment.PRESENT_IMAGE] = Tokens(unmasked(self._codes(rows, "present", where)))
         return self.model.read(context, given) if given else context
 
-    def _asked(self, segment: Segment, rows: Rows, where: slice, key_B: Tensor, query: Query, step: int) -> Corrupted:
+    def _asked(self, segment: Segment, rows: Rows, where: Tensor, key_B: Tensor, query: Query, step: int) -> Corrupted:
         """A segment that is asked, corrupted."""
         happened, device = query.name in WHAT_HAPPENED, key_B.device
         learnable_B = (rows.has_actions_B if happened else rows.has_labels_B)[where]
@@ -236,7 +244,7 @@ class QueryLoss:
         return corrupt(digits_BHAD, nothing, key_B, head.layout, CODES, radix_AD).only(learnable_B)
 
     def _asked_actions(
-        self, rows: Rows, where: slice, key_B: Tensor, query: Query, step: int, learnable_B: Tensor
+        self, rows: Rows, where: Tensor, key_B: Tensor, query: Query, step: int, learnable_B: Tensor
     ) -> Corrupted:
         config = self.recipe.corruption
         if 0 <= step < self.recipe.full_steps:
@@ -250,11 +258,11 @@ class QueryLoss:
         c = corrupt(wanted_BHAD, pad, key_B, layout, config, radix_AD, begun, executed_BHAD)
         return c.only(learnable_B)
 
-    def _digits(self, actions_BHA: Tensor, rows: Rows, where: slice) -> tuple[Tensor, Tensor]:
+    def _digits(self, actions_BHA: Tensor, rows: Rows, where: Tensor) -> tuple[Tensor, Tensor]:
         ended_BH = rows.ended_BH[where]
         return written(self.tokenizers.action, actions_BHA, ended_BH, ended_BH)
 
-    def _codes(self, rows: Rows, which: str, where: slice) -> Tensor:
+    def _codes(self, rows: Rows, which: str, where: Tensor) -> Tensor:
         """int64 (B, N, 1, D): pictures as codes."""
         if which == "present":
             pictures: Mapping[str, Tensor] = {c: x[where, -1] for c, x in rows.observed.images.items()}
@@ -263,7 +271,7 @@ class QueryLoss:
             pictures = {c: x[where] for c, x in rows.pictures[which].items()}
         return self.tokenizers.codes(pictures).unsqueeze(2)
 
-    def _waypoints(self, rows: Rows, where: slice) -> Tensor:
+    def _waypoints(self, rows: Rows, where: Tensor) -> Tensor:
         """int64 (B, K, S, D)."""
         assert rows.waypoints_BKS is not None and self.tokenizers.waypoints is not None
         return self.tokenizers.waypoints.encode(rows.waypoints_BKS[where])
