@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The ablation ladder: the same network, data and steps, one part of the lattice after the other.
 
-A cell is (world, variant, seed): train, probe on held-out chunks, evaluate in simulation at 1, 2, 4 and 8 evaluations.
+A cell is (world, variant, seed): train, probe on held-out chunks, evaluate in simulation at 1, 2, 4 and 8 steps.
+All variants learn the same queries.
 It is one process with one thread and one JSON file; a cell that has its file is not run again.
 """
 
@@ -18,25 +19,24 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 NFES = (1, 2, 4, 8)
-ONE_RUNG = (
-    "programs.keep_coarse=0",
-    "programs.only_coarse=0",
-    "programs.single_mask=true",
+ONE_LEVEL = (
+    "corruption.p_keep_coarse=0",
+    "corruption.p_coarse_only=0",
+    "corruption.single_mask=true",
     "sampling.single_mask=true",
 )
-ALL_TRUE = ("programs.wrong=0", "programs.revise=0")
+ALL_TRUE = ("corruption.p_wrong=0", "corruption.p_remasked=0")
 NO_PAIRS = (
-    "programs.full=0",
-    "programs.structured=0",
-    "programs.prefix=0",
-    "programs.min_ratio=0",
-    "programs.complementary=false",
-    "programs.bell=false",
+    "corruption.p_full_mask=0",
+    "corruption.p_structured=0",
+    "corruption.min_ratio=0",
+    "corruption.complementary=false",
+    "corruption.bell=false",
 )
 VARIANTS: dict[str, tuple[str, ...]] = {
-    "single_mask": (*ONE_RUNG, *ALL_TRUE, *NO_PAIRS),
-    "pairs": (*ONE_RUNG, *ALL_TRUE),
-    "rungs": ALL_TRUE,
+    "single_mask": (*ONE_LEVEL, *ALL_TRUE, *NO_PAIRS),
+    "pairs": (*ONE_LEVEL, *ALL_TRUE),
+    "levels": ALL_TRUE,
     "lattice": (),
     "noise": ("noise_indices=16",),
 }
@@ -44,8 +44,8 @@ VARIANTS: dict[str, tuple[str, ...]] = {
 MEANING = {
     "single_mask": "one mask, plain random masking",
     "pairs": "+ complementary pairs, bell ratios, full masks, structure",
-    "rungs": "+ a coarse rung",
-    "lattice": "+ false tokens, quality head, revision pairs (the recipe)",
+    "levels": "+ a coarse level",
+    "lattice": "+ false tokens, and masks that count as remasked (the recipe)",
     "noise": "+ noise index, picked by its posterior",
 }
 
@@ -126,7 +126,7 @@ def run_cells(cells: list[Cell], processes: int, console: "Console") -> dict[tup
                 success = " ".join(f"{100 * found['success'][str(n)]:.0f}" for n in NFES)
                 console.print(
                     f"{number}/{len(todo)}  {cell.world.name} {cell.variant} seed {cell.seed}: success at "
-                    f"1, 2, 4, 8 evaluations {success} %, {found['train_s']:.0f} s",
+                    f"1, 2, 4, 8 steps {success} %, {found['train_s']:.0f} s",
                     soft_wrap=True,
                 )
     return {(c.world.name, c.variant, c.seed): json.loads(c.file.read_text()) for c in cells}
@@ -144,10 +144,10 @@ def run_cell(cell: Cell) -> None:
     from vla.eval.manifest import git_commit
     from vla.train.loop import TrainConfig, train
 
-    room, world, quiet = cell.out / cell.file.stem, cell.world, io.StringIO()
+    work, world, quiet = cell.out / cell.file.stem, cell.world, io.StringIO()
     config = TrainConfig(
         dataset=str(world.dataset),
-        out=room / "train",
+        out=work / "train",
         recipe=world.recipe,
         set=VARIANTS[cell.variant],
         steps=world.steps,
@@ -173,14 +173,14 @@ def run_cell(cell: Cell) -> None:
     }
     found |= probe(config, cell)
     for n in NFES:
-        out = room / f"eval-{n}"
+        out = work / f"eval-{n}"
         summary = evaluate(
             EvalConfig(
                 policy=trained["checkpoint"],
                 env=world.env,
                 suite=world.suite,
                 episodes=world.episodes,
-                evaluations=n,
+                num_inference_steps=n,
                 workers=1,
                 videos=0,
                 out=out,
@@ -192,61 +192,50 @@ def run_cell(cell: Cell) -> None:
         found["success"][n] = summary["success"]
         found["successes"][n] = {f"{r.task}:{r.seed}": r.success for r in read_results(out / "episodes.jsonl")}
     write_atomically(cell.file, json.dumps(found))
-    shutil.rmtree(room / "train")
+    shutil.rmtree(work / "train")
 
 
 def probe(config: Any, cell: Cell) -> dict[str, Any]:
-    """Bits a chunk on held-out episodes under samplers of T evaluations, along training and at its end; revision;
-    gradient noise of plain masking and of the lattice at half of the training."""
+    """Bits a chunk on held-out episodes under samplers of T steps, along training and at its end; gradient noise of
+    plain masking and of the lattice at half of the training."""
     import torch
 
     from vla import randomness, recipes
-    from vla.bench.gradients import gradient_noise
-    from vla.bench.revision import revision
+    from vla.bench.gradients import gradient_noise, seen
+    from vla.bench.likelihood import chain_bits, sampler_bits
     from vla.checkpoint import steps_in
     from vla.data.batches import Batches
-    from vla.diffusion import PLAIN
-    from vla.diffusion.likelihood import chain_bits, sampler_bits
+    from vla.diffusion import UNIFORM_MASKING
     from vla.train.saving import load_training
     from vla.train.setup import build
 
     recipe = recipes.get(config.recipe, config.set)
     s = build(config, recipe)
     batches = Batches(s.cache, recipe.horizon, 128, 1, s.val_episodes)
-    single, noise = recipe.programs.single_mask, recipe.noise_indices > 1
+    single, noise = recipe.corruption.single_mask, recipe.noise_indices > 1
     model = s.averaged.eval()
 
     def bits(what: Any, count: int) -> float:
         total = []
         for step in range(count):
             batch = batches.batch(step)
-            whole = ~batch["is_pad"].any(1)
-            batch = {
-                k: v[whole] if hasattr(v, "shape") else {c: x[whole] for c, x in v.items()} for k, v in batch.items()
-            }
-            digits = s.tokenizers.action.encode(torch.from_numpy(batch["actions"]))
+            whole_B = torch.from_numpy(~batch["is_pad"].any(1))
             with torch.no_grad():
-                prefix = model.encode(*s.inputs(batch))
-            key_B = randomness.fold(5, step, torch.arange(len(digits)))
-            total.append(what(prefix, model.config.layout.fold(digits), key_B))
+                context = model.read(None, seen(s, batch)).pick(whole_B)
+            digits = model.config.layout.fold(s.tokenizers.action.encode(torch.from_numpy(batch["actions"])))[whole_B]
+            total.append(what(context, digits, randomness.fold(5, step, torch.arange(len(digits)))))
         return float(torch.cat(total).mean())
 
     found: dict[str, Any] = {"curve": []}
     for folder in steps_in(config.out):
         step, _ = load_training(folder, s, None)
-        found["curve"].append([step, bits(lambda p, d, k: sampler_bits(model, p, d, k, 2, single, noise), 1)])
+        found["curve"].append([step, bits(lambda c, d, k: sampler_bits(model, c, d, k, 2, single, noise), 1)])
         if step == cell.world.steps // 8 * 4:
-            found["gradient_plain"] = gradient_noise(s, PLAIN, 1)
-            found["gradient"] = gradient_noise(s, recipe.programs, recipe.noise_candidates)
+            found["gradient_plain"] = gradient_noise(s, UNIFORM_MASKING, 1)
+            found["gradient"] = gradient_noise(s, recipe.corruption, recipe.noise_candidates)
     for name, drawn in (("bits", noise), ("bits_plain_mask", False)):
         found[name] = {
-            t: bits(lambda p, d, k, t=t, z=drawn: sampler_bits(model, p, d, k, t, single, z), 2) for t in (1, 2, 4)
+            t: bits(lambda c, d, k, t=t, z=drawn: sampler_bits(model, c, d, k, t, single, z), 2) for t in (1, 2, 4)
         }
-    found["chain_bits"] = bits(lambda p, d, k: chain_bits(model, p, d, k), 2)
-    batch = batches.batch(0)
-    digits = s.tokenizers.action.encode(torch.from_numpy(batch["actions"]))
-    with torch.no_grad():
-        prefix = model.encode(*s.inputs(batch))
-    real_BH = torch.from_numpy(~batch["is_pad"])
-    found["revision"] = revision(model, prefix, digits, real_BH, randomness.fold(6, torch.arange(len(digits))))
+    found["chain_bits"] = bits(lambda c, d, k: chain_bits(model, c, d, k), 2)
     return found

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 FULL_STEPS = "one mask began with full masks, as the recipe does: better than plain random masking"
 ENDS = ("single_mask", "lattice")
+FORK_STEPS = 700
 
 
 def worlds(config: BenchConfig) -> list[World]:
@@ -40,6 +41,7 @@ def run(config: BenchConfig) -> dict[str, Any]:
     """Measure everything that is not on disk yet; returns the results, and draws plots into `config.out`."""
     from rich.console import Console
 
+    from vla.bench import fork
     from vla.bench.tokenizers import tokenizer_table
     from vla.data.cache import open_cache
 
@@ -48,15 +50,15 @@ def run(config: BenchConfig) -> dict[str, Any]:
         config = replace(config, out=config.out / "quick")
     config.out.mkdir(parents=True, exist_ok=True)
     seeds = range(1 if config.quick else config.seeds)
-    fork_steps = 60 if config.quick else 700
-    asked = [(config.out, name, seed, fork_steps) for seed in seeds for name in ENDS]
+    fork_steps = 60 if config.quick else FORK_STEPS
+    asked = [(config.out, name, seed, fork_steps) for seed in seeds for name in fork.VARIANTS]
     with one_thread_processes(2) as pool:
         forks = list(pool.map(fork_cell, *zip(*asked, strict=True)))
-    for fork in forks:
-        at_one = fork["nfe1_t0"]
+    for found_fork in forks:
+        at_one = found_fork["nfe1_t0"]
         console.print(
-            f"bimodal {fork['name']} seed {fork['seed']}: joint {at_one['joint']:.2f}, "
-            f"coverage {at_one['coverage']:.2f} at one evaluation",
+            f"bimodal {found_fork['name']} seed {found_fork['seed']}: joint {at_one['joint']:.2f}, "
+            f"coverage {at_one['coverage']:.2f} at one step",
             soft_wrap=True,
         )
     places = worlds(config)
@@ -92,13 +94,13 @@ def fork_cell(out: Path, name: str, seed: int, steps: int) -> Found:
     path = out / f"fork-{name}-{seed}-{steps}.json"
     if not path.exists():
         torch.set_num_threads(1)
-        variant = fork.LATTICE if name == "lattice" else fork.SINGLE
+        variant = fork.VARIANTS[name]
         model = fork.train(variant, steps, seed)
         found: Found = {"name": name, "seed": seed, "steps": steps}
-        for evaluations in (1, 2, 8):
+        for n in (1, 2, 8):
             for temperature in (0, 1):
-                measured = fork.measure(model, variant, evaluations, float(temperature))
-                found[f"nfe{evaluations}_t{temperature}"] = measured
+                measured = fork.measure(model, variant.corruption.single_mask, variant.noise, n, float(temperature))
+                found[f"nfe{n}_t{temperature}"] = measured
         write_atomically(path, json.dumps(found))
     return json.loads(path.read_text())
 
@@ -152,14 +154,14 @@ def draw(state: dict[str, list[Found]], out: Path) -> None:
         for v, of in state.items()
     ]
     bars[list(state).index("lattice")]["highlight"] = True
-    ladder_plot(bars, out / "ladder.png", "Success at 2 evaluations, from state", "success, %")
+    ladder_plot(bars, out / "ladder.png", "Success at 2 denoising steps, from state", "success, %")
     by_nfe = {MEANING[v]: [point(n, success(of, n)) for n in NFES] for v, of in state.items()}
     by_nfe = {v: [(n, mean, low, min(high, 100.0)) for n, mean, low, high in curve] for v, curve in by_nfe.items()}
-    title = "Success against evaluations, from state"
-    curves_plot(by_nfe, out / "success_nfe.png", title, "evaluations of the network", "success, %", logx=True)
+    title = "Success against denoising steps, from state"
+    curves_plot(by_nfe, out / "success_nfe.png", title, "denoising steps", "success, %", logx=True)
     learning = {
         MEANING[v]: [point(step, [c["curve"][i][1] for c in of]) for i, (step, _) in enumerate(of[0]["curve"])]
         for v, of in state.items()
     }
-    title = "Held-out chunks under the sampler of 2 evaluations"
+    title = "Held-out chunks under the sampler of 2 steps"
     curves_plot(learning, out / "learning.png", title, "training steps", "bits a chunk")

@@ -71,16 +71,15 @@ def to_run(config: PartsConfig) -> list[str]:
 
 def run_part(part: str, config: Any, function: Callable[[Any], list[Row]] | None = None) -> None:
     """Run one part and write its rows. `function`: instead of the part's own."""
-    from vla.eval.manifest import git_commit
-
     config.out.mkdir(parents=True, exist_ok=True)
     print(f"{config.bench}: {part} ...", flush=True)
     module, name = config.parts[part]
     began = time.monotonic()
     rows = (function or getattr(importlib.import_module(f"vla.bench.{module}"), name))(config)
     seconds = time.monotonic() - began
-    about = {"seed": config.seed, "quick": config.quick, "commit": git_commit(), "seconds": round(seconds, 1)}
     content = results(f"{config.bench}/{part}", rows, [config.seed])  # of plain numbers, checked for ids given twice
+    about = {"seed": config.seed, "quick": config.quick, "seconds": round(seconds, 1)}
+    about |= {key: content[key] for key in ("commit", "date")}
     write({**about, "rows": content["rows"]}, file_of(config.out, part))
     print(f"{config.bench}: {part} took {seconds:.0f} s", flush=True)
 

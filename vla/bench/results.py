@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 CONFIDENCE = 0.95
+MARGIN = 0.02
+"""What may be lost where something is said to be not worse, as a success rate."""
 _PER_CENT = ("fraction", "success")
 """Units that people are shown in per cent."""
 
@@ -127,6 +129,14 @@ def _number(value: float | None, unit: str) -> str:
     if unit in _PER_CENT:
         return f"{100 * value:.1f}"
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def not_worse(low: float, margin: float = MARGIN) -> tuple[str, bool]:
+    """Goal and verdict of "not worse": the *lower* end of the interval of ours minus theirs is above minus a margin.
+
+    That the upper end reaches 0 says nothing: the fewer episodes, the more often it does.
+    """
+    return f"lower end >= -{100 * margin:g} points", bool(low >= -margin)
 
 
 def mean_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> tuple[float, tuple[float, float] | None]:

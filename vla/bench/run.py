@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 class BenchConfig:
     """Measure a claim of this project."""
 
-    name: Positional[Literal["lattice", "robustness", "data", "queries", "survival", "speed"]]
+    name: Positional[Literal["lattice", "robustness", "data", "survival", "speed"]]
     """Which benchmark."""
     out: Path = Path("runs/bench")
     """Folder for what is made on the way, and for the figures."""
@@ -31,8 +31,7 @@ class BenchConfig:
     fast: str | None = None
     """Folder, or repository to download, of FAST's processor, for the table of tokenizers; none: after the paper."""
     policy: str = "tabletop_nano"
-    """robustness: checkpoint folder, the name of a shipped checkpoint, or "random" or "expert". queries: a unified
-    checkpoint; this one stands for one that is trained here."""
+    """robustness: checkpoint folder, the name of a shipped checkpoint, or "random" or "expert\""""
     env: str = "tabletop"
     """robustness: environment."""
     suite: str = "all"
@@ -41,12 +40,12 @@ class BenchConfig:
     """robustness: of each perturbation, spread evenly over the tasks."""
     only: tuple[str, ...] = ()
     """survival (fuzz, kills, interrupted, wire, overhead, soak), speed (cache, sequence, latency, served, int8, growth,
-    speculation, int8_success, modes, students, gpu), queries (answers, inverse, closed_loop, guarantees, images,
-    low_data): these parts alone; none: all of them. The table has every part that was ever finished in `out`."""
+    int8_success, modes, students, gpu): these parts alone; none: all of them. The table has every part that was ever
+    finished in `out`."""
     resume: bool = False
-    """survival, speed, queries: parts that are finished in `out` are not run again."""
+    """survival, speed: parts that are finished in `out` are not run again."""
     overwrite: bool = False
-    """survival, speed, queries: parts that are finished in `out` are run again, and replaced."""
+    """survival, speed: parts that are finished in `out` are run again, and replaced."""
     seed: int = 0
     """survival: of everything that is random."""
     soak_minutes: float = 60.0

@@ -2,15 +2,19 @@
 """Networks of three sizes to be timed, and how: calls take turns, so that the machine's moods meet them all alike."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 
+from vla import recipes
+from vla.envs.tabletop.tasks import task_table
 from vla.model import LatticeModel
 from vla.policy import Observation, Policy
+from vla.tokenizers import BinTokenizer, StateScaler, TextTokenizer, Tokenizers, WordNumerals, neighbour_counts
+from vla.train.setup import network
 
 
 @dataclass(frozen=True)
@@ -22,38 +26,44 @@ class Size:
     heads: int
     cameras: int = 1
     image_size: int = 64
-    horizon: int = 8
+    horizon: int = 16
     """Steps of a chunk, of four dimensions each."""
 
 
 SIZES = {
     "nano": Size(128, 2, 4),
-    "small": Size(512, 8, 8, cameras=2, image_size=96, horizon=16),
+    "small": Size(512, 8, 8, cameras=2, image_size=96),
     "base": Size(1024, 8, 16, cameras=3, image_size=224, horizon=50),
 }
-"""nano is the recipe of the tabletop; small has about 30 M parameters, base about 110 M. Chunks grow with them, up
-to the 50 steps that openpi's policies decide at once."""
+"""nano is the recipe of the tabletop; small has about 30 M parameters, base about 110 M and chunks of 50 steps, as
+openpi's policies decide at once."""
+
+
+def tokenizers(sentences: Iterable[str], state: StateScaler, actions: Sequence[str]) -> Tokenizers:
+    """Of a robot whose actions are within -1..1, the last one a gripper that opens or closes."""
+    sentences, ends = list(sentences), [1.0] * len(actions)
+    text = TextTokenizer.train(sentences)
+    words = WordNumerals.fit(neighbour_counts([text.ids(s) for s in sentences], text.vocabulary + 1))
+    binary = [False] * (len(actions) - 1) + [True]
+    return Tokenizers(BinTokenizer([-x for x in ends], ends, binary, list(actions)), state, text, words)
 
 
 def make(size: Size, seed: int = 0, **changes: Any) -> Policy:
-    """A policy with drawn weights and the tokenizers of the shipped one. `changes`: of its ModelConfig."""
-    shipped = Policy.load("tabletop_nano")
+    """A policy of the tabletop with drawn weights. `changes`: of its ModelConfig."""
+    numbers = {name: getattr(size, name) for name in ("width", "layers", "heads", "image_size", "horizon")}
+    recipe = replace(recipes.get("tabletop_nano"), **numbers)
+    state = StateScaler([-0.25] * 4, [0.25] * 4, ["hand_x", "hand_y", "hand_z", "gripper"])
+    examples = [str(sentence) for task in task_table() for sentence in task["examples"]]  # type: ignore[attr-defined]
+    known = tokenizers(examples, state, ["dx", "dy", "dz", "gripper"])
+    known.text.length = changes.get("text_length", known.text.length)
     cameras = tuple(f"camera_{number}" for number in range(size.cameras))
-    config = replace(
-        shipped.model.config,
-        width=size.width,
-        layers=size.layers,
-        heads=size.heads,
-        cameras=cameras,
-        image_size=size.image_size,
-        **{"horizon": size.horizon, **changes},
-    )
+    config = replace(network(recipe, known, cameras), **changes)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = LatticeModel(config)
         for parameter in model.parameters():  # projections that begin at 0 would hide what a sum costs or leaks
             parameter.data += 0.02 * torch.randn_like(parameter)
-    return Policy(model, shipped.tokenizers, shipped.fps, shipped.sampling)
+    return Policy(model, known, 10.0, recipe.sampling)
 
 
 def seen(policy: Policy, seed: int) -> Observation:

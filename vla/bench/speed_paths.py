@@ -1,91 +1,140 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The same network used in slower ways: without a cache, and one token after the other.
+"""The same network used in other ways: without a cache, and one token after the other.
 
-Shapes: B samples, N positions, P places of the prefix, D digits, W width.
+Shapes: B samples, N = H * A positions, P positions read so far, D digits, V base, W width.
 """
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vla.canvas import Segment, State, attention_mask, hidden
-from vla.diffusion.sampler import Sample, Sampling, decide, kept_fraction
-from vla.model import LatticeModel, Prefix
-from vla.model.transformer import Images
+from vla.canvas import Segment, State
+from vla.model import Context, LatticeModel, ModelConfig
+from vla.model.transformer import Given
 
 
-class Uncached:
-    """Every evaluation passes over [prefix, canvas] as a whole. What the vision sees is computed once."""
+class Uncached(LatticeModel):
+    """Reads everything again at every denoising step. What the vision sees is computed once."""
 
-    def __init__(self, model: LatticeModel, images: Images, state_BS: Tensor, words_BL: Tensor) -> None:
-        found: dict[str, Tensor] = {}
-        self.model = model
-        hook = model.blocks[0].register_forward_pre_hook(lambda _, inputs: found.update(x=inputs[0]))
-        self.prefix: Prefix = model.encode(images, state_BS, words_BL)
-        hook.remove()
-        self.x_BPW: Tensor = found["x"]
-        places, positions = self.x_BPW.shape[1], model.config.layout.positions
-        segments = [Segment.OBSERVATION] * places + [Segment.ACTION] * positions
-        there = torch.cat([self.prefix.visible_BP, torch.ones(len(words_BL), positions, dtype=torch.bool)], dim=1)
-        self.visible = attention_mask(segments)[None, None] & there[:, None, None, :]
+    given: Mapping[Segment, Given]
+    seen: dict[Segment, tuple[Tensor, Tensor]]
 
-    def decode(self, state: State) -> Tensor:
-        """What `LatticeModel.decode` says, float (B, N, W)."""
-        model = self.model
-        x_BNW = model.canvas(state) + self.prefix.summary_BW.unsqueeze(1)
-        x = torch.cat([self.x_BPW, x_BNW], dim=1)
-        for block in model.blocks:
-            x, _ = block(x, self.visible)
-        return model.norm(x[:, -x_BNW.shape[1] :])
+    def begin(self, given: Mapping[Segment, Given]) -> Context:
+        """What is read from now on; the context that `sample` wants."""
+        self.given, self.seen = given, {}
+        return self.read(None, given)
+
+    def decode(
+        self, context: Context, states: Mapping[Segment, State], there: Mapping[Segment, Tensor] | None = None
+    ) -> dict[Segment, Tensor]:
+        return super().decode(self.read(None, self.given), states, there)
+
+    def _tokens(self, segment: Segment, given: Given, pooled_BF: Tensor | None) -> tuple[Tensor, Tensor]:
+        if segment not in self.seen:
+            self.seen[segment] = super()._tokens(segment, given, pooled_BF)
+        return self.seen[segment]
 
 
-def sample_uncached(
-    model: LatticeModel, images: Images, state_BS: Tensor, words_BL: Tensor, key_B: Tensor, sampling: Sampling
-) -> Sample:
-    """What `sample` gives, with every evaluation from scratch."""
-    whole, layout = Uncached(model, images, state_BS, words_BL), model.config.layout
-    shape = (len(key_B), layout.positions, layout.sub_tokens)
-    now = Sample(hidden(shape, layout.digits), torch.ones(shape), torch.zeros(shape), 0)
-    for t in range(1, sampling.evaluations + 1):
-        fractions = kept_fraction(t, sampling.evaluations, layout.digits)
-        now, _ = decide(model.head, whole.decode(now.state), now, key_B, sampling, 0.0, fractions)
-    return now
+@dataclass(frozen=True)
+class Written:
+    """A chunk written token by token."""
+
+    digits_BND: Tensor
+    """int64."""
+    offset_BN: Tensor
+    """float, expectation of the last digit minus the digit written, as `Sampling.expectation` has it."""
+    confidence_BN: Tensor
+    """float, product of the digits' probabilities."""
+    logits: list[Tensor]
+    """A digit: float (B, N, V)."""
 
 
-def write_one_by_one(model: LatticeModel, prefix: Prefix) -> Tensor:
-    """A chunk token after token, each the likeliest given those before it: int64 (B, N, D).
+class Autoregressive(LatticeModel):
+    """LatticeModel whose actions are a causal decoder: position n reads token n - 1 and sees the positions up to itself.
 
-    Keys and values of the prefix and of all that is written are kept. ValueError unless a position is one token.
+    Same context, same layers, same tokens and digit head. A token is one timestep of one dimension, its digits are
+    drawn by the chain inside its position. In training the true tokens are read, all positions in one pass; acting
+    takes one pass a token, with keys and values of all that is written kept.
     """
-    layout, canvas, head = model.config.layout, model.canvas, model.head
-    if layout.sub_tokens != 1:
-        raise ValueError(f"expected positions of one token (arrangement per_dim), got {layout.sub_tokens} in one")
-    batch, past = len(prefix.summary_BW), list(zip(prefix.keys, prefix.values, strict=True))
-    before_BD = torch.full((batch, layout.digits), layout.base, device=prefix.summary_BW.device)
-    visible_BP, one_B1 = prefix.visible_BP, torch.ones_like(prefix.visible_BP[:, :1])
-    written = []
-    for n in range(layout.positions):
-        index_BD = before_BD + canvas.digit_offset_D + canvas.offset_NS[n]
-        x_B1W = (F.embedding_bag(index_BD, canvas.table, mode="sum") + canvas.place[n] + prefix.summary_BW).unsqueeze(1)
-        visible_BP = torch.cat([visible_BP, one_B1], dim=1)
-        for i, (block, (k, v)) in enumerate(zip(model.blocks, past, strict=True)):
-            x_B1W, (own_k, own_v) = block(x_B1W, visible_BP[:, None, None, :], (k, v))
-            past[i] = torch.cat([k, own_k], dim=2), torch.cat([v, own_v], dim=2)
-        before_BD = _token(head, model.norm(x_B1W)[:, 0], n % layout.dims)
-        written.append(before_BD)
-    return torch.stack(written, dim=1)
+
+    def __init__(self, config: ModelConfig) -> None:
+        """ValueError unless a position is one timestep of one dimension."""
+        super().__init__(config)
+        if config.arrangement != "per_dim":
+            raise ValueError(f"expected the arrangement 'per_dim' for single tokens, got '{config.arrangement}'")
+
+    def teach(self, context: Context, digits_BNSD: Tensor, blind: bool = False) -> list[Tensor]:
+        """All positions at once, each given the true tokens before it: logits, D tensors (B, N, 1, V).
+
+        `blind`: each given nothing but its place.
+        """
+        nothing_BND = torch.full_like(digits_BNSD[:, :, 0], self.config.base)
+        before_BND = torch.cat([nothing_BND[:, :1], digits_BNSD[:, :-1, 0]], dim=1)
+        x_BNW = self._embed(context, nothing_BND if blind else before_BND, 0)
+        causal_NN = torch.ones(x_BNW.shape[1], x_BNW.shape[1], dtype=torch.bool, device=x_BNW.device).tril()
+        x_BNW, _ = self._through(context, x_BNW, causal_NN)
+        return self.head_of(Segment.ACTION)(self.norm(x_BNW), digits_BNSD)
+
+    def write(self, context: Context, forced_BND: Tensor | None = None) -> Written:
+        """Token after token, the likeliest digits. `forced_BND`: read these tokens instead of those just written."""
+        config, device = self.config, context.pooled_BF.device
+        before_BD = torch.full((len(context.pooled_BF), config.digits), config.base, device=device)
+        one_11 = torch.ones(1, 1, dtype=torch.bool, device=device)
+        tokens = []
+        for n in range(config.layout.positions):
+            x_B1W = self._embed(context, before_BD.unsqueeze(1), n)
+            x_B1W, cache = self._through(context, x_B1W, one_11, torch.tensor([n], device=device))
+            context = replace(
+                context,
+                keys=[torch.cat([past, k], dim=2) for past, (k, _) in zip(context.keys, cache, strict=True)],
+                values=[torch.cat([past, v], dim=2) for past, (_, v) in zip(context.values, cache, strict=True)],
+                visible_BP=F.pad(context.visible_BP, (0, 1), value=True),
+            )
+            forced_BD = forced_BND[:, n] if forced_BND is not None else None
+            tokens.append(self._token(self.norm(x_B1W)[:, 0], n % config.action_dims, forced_BD))
+            before_BD = tokens[-1][0]
+        digits, offsets, confidences, logits = zip(*tokens, strict=True)
+        by_digit = [torch.stack(of_digit, dim=1) for of_digit in zip(*logits, strict=True)]
+        return Written(torch.stack(digits, 1), torch.stack(offsets, 1), torch.stack(confidences, 1), by_digit)
+
+    def _embed(self, context: Context, before_BND: Tensor, first: int) -> Tensor:
+        """The tokens before positions first, first + 1, ...; digits, or `base` for "nothing": float (B, N, W)."""
+        written, where = self.embedding_of(Segment.ACTION), slice(first, first + before_BND.shape[1])
+        index_BND = before_BND + written.digit_offset_D + written.offset_NS[where]
+        x_BNW = F.embedding_bag(index_BND.flatten(0, 1), written.table, mode="sum").unflatten(0, index_BND.shape[:2])
+        summary_B1W = self.summary(F.gelu(context.pooled_BF)).unsqueeze(1)
+        return x_BNW + self.segment[Segment.ACTION] + self.places(self.where_ACTION[where]) + summary_B1W
+
+    def _token(self, h_BW: Tensor, dim: int, forced_BD: Tensor | None) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+        """The token of one position, of dimension `dim`: digits (B, D), offset (B,), confidence (B,), logits (B, V).
+
+        The digit head's arithmetic for this one dimension: the head itself takes whole chunks.
+        """
+        head, config = self.head_of(Segment.ACTION), self.config
+        rows = slice(dim * config.digits * head.hidden, (dim + 1) * config.digits * head.hidden)
+        features_BDR = F.linear(h_BW, head.project.weight[rows], head.project.bias[rows])
+        features_BDR = features_BDR.unflatten(-1, (config.digits, head.hidden))
+        digits: list[Tensor] = []
+        logits, confidence_B = [], torch.ones_like(h_BW[:, 0])
+        for d in range(config.digits):
+            x_BR = features_BDR[:, d]
+            for earlier, digit_B in enumerate(digits):
+                x_BR = x_BR + head.given[dim, earlier, digit_B]
+            logits_BV = (F.gelu(x_BR) @ head.out[dim, d] + head.bias[dim, d]).float()
+            logits_BV = logits_BV.masked_fill(~head.allowed_ADV[dim, d], float("-inf"))
+            digits.append(logits_BV.argmax(-1) if forced_BD is None else forced_BD[:, d])
+            probability_BV = logits_BV.softmax(-1)
+            confidence_B = confidence_B * probability_BV.gather(-1, digits[-1].unsqueeze(-1)).squeeze(-1)
+            logits.append(logits_BV)
+        values = torch.arange(config.base, device=h_BW.device, dtype=probability_BV.dtype)
+        return torch.stack(digits, -1), probability_BV @ values - digits[-1], confidence_B, logits
 
 
-def _token(head: torch.nn.Module, h_BW: Tensor, dim: int) -> Tensor:
-    """The likeliest digits of one dimension, int64 (B, D): the head's arithmetic for this dimension alone."""
-    digits, hidden_ = head.layout.digits, head.hidden
-    rows = slice(dim * digits * hidden_, (dim + 1) * digits * hidden_)
-    features_BDR = F.linear(h_BW, head.project.weight[rows], head.project.bias[rows]).unflatten(-1, (digits, hidden_))
-    chosen: list[Tensor] = []
-    for d in range(digits):
-        x_BR = features_BDR[:, d]
-        for earlier, digit_B in enumerate(chosen):
-            x_BR = x_BR + head.given[dim, earlier, digit_B]
-        logits_BV = F.gelu(x_BR) @ head.out[dim, d] + head.bias[dim, d]
-        chosen.append(logits_BV.masked_fill(~head.allowed_ADV[dim, d], float("-inf")).argmax(-1))
-    return torch.stack(chosen, dim=-1)
+def as_kind[Kind: LatticeModel](model: LatticeModel, kind: type[Kind]) -> Kind:
+    """The same weights in a model of another kind."""
+    other = kind(model.config)
+    other.load_state_dict(model.state_dict())
+    return other.eval()
