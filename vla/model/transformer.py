@@ -359,8 +359,8 @@ class LatticeModel(nn.Module):
 
     def _written(self, segment: Segment, state: State) -> Tensor:
         """A segment's states as the transformer reads them, (B, N, W)."""
-        where_NC = getattr(self, f"where_{_alias(segment).name}")
-        return self.embedding_of(segment)(state) + self.segment[segment] + self.places(where_NC)
+        x_BNW = self.embedding_of(segment)(state)
+        return x_BNW + self.segment[segment] + self.places(getattr(self, f"where_{_alias(segment).name}"))
 
     def eye(self, camera: str) -> nn.Module:
         """The vision of a camera."""
