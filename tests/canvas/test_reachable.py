@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every state that corruption, sampling and revision can reach decodes, whatever tokenizer wrote it."""
+"""Every state that corruption and sampling can reach decodes, whatever tokenizer wrote it."""
 
 import numpy as np
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vla.canvas import climb, descend, hidden, is_complete
+from vla.canvas import all_masked, remask, unmask
 from vla.tokenizers import WordNumerals, build_action_tokenizer
 
 GENERATOR = np.random.default_rng(0)
@@ -17,15 +17,15 @@ WORDS = WordNumerals.fit(GENERATOR.normal(size=(50, 4)))
 
 
 def walk(shape, depth, base, seed, steps=6):
-    """A random walk on the lattice from nothing known: reveal random digits, take some back; then fill what is left."""
+    """A random walk on the lattice from nothing known: show random digits, mask some; then fill what is left."""
     generator = torch.Generator().manual_seed(seed)
-    state = hidden(shape, depth)
+    state = all_masked(shape, depth)
     for _ in range(steps):
         tokens = torch.randint(0, base, (*shape, depth), generator=generator)
-        state = descend(state, tokens, torch.randint(0, depth + 1, shape, generator=generator))
-        state = climb(state, torch.randint(0, depth + 1, shape, generator=generator), suspect=True)
-    state = descend(state, torch.randint(0, base, (*shape, depth), generator=generator), torch.full(shape, depth))
-    assert is_complete(state)
+        state = unmask(state, tokens, torch.randint(0, depth + 1, shape, generator=generator))
+        state = remask(state, torch.randint(0, depth + 1, shape, generator=generator))
+    state = unmask(state, torch.randint(0, base, (*shape, depth), generator=generator), torch.full(shape, depth))
+    assert bool((state.known_BNS == depth).all())
     return state.digits_BNSD
 
 

@@ -21,14 +21,33 @@ def test_soft_argmax_finds_the_peak_and_its_gradient_is_the_numerical_one():
             assert random.grad[index].item() == pytest.approx(slope.item(), abs=2e-3)
 
 
-def test_a_timm_backbone_gives_tokens_that_hear_the_words():
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("name", "tokens", "prefix"),
+    [("test_resnet", 4, 0), ("test_mambaout", 4, 0), ("test_vit", 16, 1)],  # channels first, channels last, a sequence
+)
+def test_a_timm_backbone_gives_the_squares_of_its_last_map_as_tokens(name, tokens, prefix):
+    timm = pytest.importorskip("timm")
     torch.manual_seed(0)
-    pytest.importorskip("timm")
-    vision = build_vision("timm:test_resnet", 16, 64).eval()
+    vision = build_vision(f"timm:{name}", 16, 64).eval()
+    vision.body.head = torch.nn.Identity()
     image, words = torch.randint(0, 256, (2, 64, 64, 3), dtype=torch.uint8), torch.randn(2, 16)
-    tokens = vision(image, words)
-    assert tokens.shape == (2, vision.tokens, 16)
-    assert not torch.allclose(vision(image, words + 1), tokens, atol=1e-5)
+    found = vision(image, words)
+    assert found.shape == (2, tokens, 16) and vision.tokens == tokens and vision.where_TC.shape == (tokens, 4)
+    assert not torch.allclose(vision(image, words + 1), found, atol=1e-5)  # they hear the words
+
+    # The features themselves: normalised as the model's configuration says, patches without class tokens, row by row.
+    mean, deviation = (torch.tensor(timm.get_pretrained_cfg(name).to_dict()[k]) for k in ("mean", "std"))
+    features = vision.body.forward_features(((image / 255 - mean) / deviation).permute(0, 3, 1, 2))
+    if name == "test_vit":
+        assert features.shape[1] == tokens + prefix
+        expected = features[:, prefix:]
+    else:
+        channels_last = features.shape[-1] == vision.body.num_features
+        expected = (features if channels_last else features.permute(0, 2, 3, 1)).flatten(1, 2)
+    vision.film.weight.zero_()
+    vision.project = torch.nn.Identity()
+    assert torch.allclose(vision(image, words), expected, atol=1e-5)
 
 
 def test_what_differs_from_the_background_is_seen_and_the_background_is_not():
