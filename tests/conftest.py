@@ -36,7 +36,7 @@ def tiny_checkpoint(tiny_run):
 
 @pytest.fixture(scope="session")
 def unified_checkpoint(tiny_dataset, tmp_path_factory):
-    """As `tiny_checkpoint`, but of 64 px, and of a network that was trained for every query; its image codes are noise."""
+    """As `tiny_checkpoint`, but of 64 px and trained for every query; its image codes are noise."""
     import torch
 
     from vla.canvas.query import QUERIES

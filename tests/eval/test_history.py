@@ -14,6 +14,7 @@ from rich.console import Console
 from vla.eval.centre import Centre
 from vla.eval.episodes import Episode, read_results
 from vla.eval.evaluate import EvalConfig, evaluate
+from vla.eval.history import moment, observed
 from vla.eval.workers import Worker, WorkerSettings
 
 
@@ -127,3 +128,24 @@ def test_an_evaluation_with_histories_does_not_depend_on_slots(tmp_path, hash_po
     known = [np.isfinite(actions).all() for actions in executed]
     assert sum(np.isnan(actions).all() for actions in executed) == 16 == len(known) - sum(known)  # the first of each
     assert list((tmp_path / "6/videos").glob("*.mp4"))
+
+
+@pytest.mark.parametrize("length", [0, 1, 5])
+def test_a_player_in_this_process_shows_what_a_worker_does(length):
+    worker, env = Worker(SETTINGS), Overwriting()
+    actions = list(np.random.default_rng(1).uniform(-0.3, 0.3, (length, 4)).astype(np.float32))
+    message = worker.handle(("begin", 0, Episode("touch", 7)))
+    seen = [moment(env.reset(seed=7, options={"task": "touch"})[0])]
+    for action in actions:
+        message = worker.handle(("chunk", 0, action[None]))
+        seen = [*seen, moment(env.step(action)[0])]
+    _, _, images, state, given, _, executed = message
+    policy = SimpleNamespace(n_obs_steps=3, action_names=("dx", "dy", "dz", "gripper"))
+    found = observed(policy, seen, actions, given)
+    np.testing.assert_array_equal(found.images["front"], images["front"])
+    np.testing.assert_array_equal(found.state, state)
+    np.testing.assert_array_equal(found.executed, executed)
+    policy.n_obs_steps = 1
+    now = observed(policy, seen, actions, given)
+    np.testing.assert_array_equal(now.images["front"], images["front"][-1])
+    assert now.executed is None and now.state.shape == (2,)

@@ -23,12 +23,12 @@ from vla.serve.server import PolicyServer, ServeConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 KEY = "correct+horse/=%"
-EVIL = "<img src=x onerror=go>"
+EVIL = "<b>x</b>"
 
 
 @pytest.fixture(scope="module")
-def policy():
-    return Policy.load("tabletop_nano")
+def policy(tiny_checkpoint):
+    return Policy.load(tiny_checkpoint)
 
 
 def get(port, path, **headers):
@@ -41,7 +41,8 @@ def get(port, path, **headers):
 
 
 def observation(policy, seed=0):
-    picture = np.random.default_rng(seed).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    size = policy.image_size
+    picture = np.random.default_rng(seed).integers(0, 256, (size, size, 3), dtype=np.uint8)
     return {"observation/front": picture, "observation/state": np.zeros(4, np.float32), "prompt": EVIL}
 
 
@@ -161,10 +162,10 @@ def test_a_real_browser_shows_it(policy, tmp_path):
     assert {picture.name for picture in tmp_path.glob("*.png")} == names
 
 
-def test_a_plan_is_told_and_shown():
-    policy = Policy.load("tabletop_unified", decoding="one_by_one")
+def test_a_plan_is_told_and_shown(unified_checkpoint):
+    policy = Policy.load(unified_checkpoint, decoding="plan")
     with PolicyServer(policy, ServeConfig(port=0, threads=1, deadline_s=60)).background() as port:
         with PolicyClient(port=port) as client:
-            reply = client.infer({**observation(policy), "prompt": "push the red block to the left"})
+            reply = client.infer({**observation(policy), "prompt": "reach the red block"})
         last = json.loads(get(port, "/state")[2])["last"]
-    assert reply["plan"] and last["plan"] == reply["plan"]
+    assert isinstance(reply["plan"], str) and last["plan"] == reply["plan"]

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A real server, asked over a real socket."""
 
+import base64
+import json
 import os
 import shutil
 import signal
@@ -13,14 +15,13 @@ import time
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
-from vla.policy import Observation, Policy
+from vla.policy import Chunk, Observation, Policy
 from vla.serve.codec import MAX_BYTES, pack, unpack
 from vla.serve.server import PolicyServer, ServeConfig, key_of, tls_of
 
@@ -28,8 +29,8 @@ KEY = "correct-horse"
 
 
 @pytest.fixture(scope="module")
-def policy():
-    return Policy.load("tabletop_nano")
+def policy(tiny_checkpoint):
+    return Policy.load(tiny_checkpoint)
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +56,7 @@ class Small:
             raise RuntimeError("secret at /secret/path")
         self.keys += keys
         ones = np.ones((1, 4, 2), np.float32)
-        return SimpleNamespace(actions_BHA=ones * keys[0][0], confidence_BHA=ones, length_B=np.array([4]))
+        return Chunk(ones * keys[0][0], ones, np.array([4]))
 
 
 def small(seed=0, **more):
@@ -95,7 +96,7 @@ def page(port, path, **headers):
 
 def observation(seed=0):
     draw = np.random.default_rng(seed)
-    image = draw.integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    image = draw.integers(0, 256, (32, 32, 3), dtype=np.uint8)
     return {"observation/image": image, "observation/state": draw.random(4, np.float32), "prompt": "push the red block"}
 
 
@@ -108,6 +109,7 @@ def test_a_reply_is_what_the_policy_decides(policy, port):
     message = observation()
     with Client(port) as client:
         assert client.metadata["cameras"] == ["front"] and client.metadata["supports"] == ["rtc", "seed"]
+        assert client.metadata["n_obs_steps"] == 1
         assert client.metadata["action_names"] == list(policy.action_names)
         reply = client.ask(message | {"seed": 3, "step": np.int64(4)})
         again = client.ask({**message, "observation/front": message["observation/image"]})
@@ -145,9 +147,37 @@ def test_a_committed_prefix_comes_back_bit_for_bit(policy, port, tail, delay, fr
     np.testing.assert_array_equal(reply["actions"], chunk.actions_BHA[0])
 
 
+def test_a_history_is_read_as_it_was_sent():
+    policy, seen = Small(), []
+    policy.n_obs_steps, policy.cameras, decide = 3, ("front",), policy.decide
+    policy.decide = lambda observations, *rest: seen.extend(observations) or decide(observations, *rest)
+    images, states = np.arange(3 * 8 * 8 * 3, dtype=np.uint8).reshape(3, 8, 8, 3), np.arange(3.0)[:, None]
+    executed = np.array([[np.nan, np.nan], [0.5, -0.5]], np.float32)
+    asked = {"observation/image": images, "observation/state": states, "observation/executed": executed, "prompt": "go"}
+    with PolicyServer(policy, ServeConfig(port=0)).background() as port, Client(port) as client:
+        assert client.metadata["n_obs_steps"] == 3
+        assert client.ask(asked)["length"] == 4
+        np.testing.assert_array_equal(seen[-1].images["front"], images)
+        np.testing.assert_array_equal(seen[-1].state, states)
+        np.testing.assert_array_equal(seen[-1].executed, executed)
+        shown = json.loads(page(port, "/state")[1])["last"]
+        assert shown["state"] == [2.0] and shown["cameras"][0]["rgb"] == base64.b64encode(images[-1]).decode()
+        del asked["observation/executed"]
+        assert client.ask(asked)["length"] == 4 and seen[-1].executed is None
+        for change, expected in (
+            ({"observation/image": images[0]}, r"uint8 \(3, 8, 8, 3\), got uint8 \(8, 8, 3\)"),
+            ({"observation/state": states[0]}, r"float64 \(3, 1\), got float64 \(1,\)"),
+            ({"observation/executed": executed[:1]}, r"float64 \(2, 2\), got float32 \(1, 2\)"),
+            ({"observation/executed": np.array([[np.nan, 1], [0, 0]])}, "finite, or a row of NaN"),
+            ({"observation/executed": np.array([[0, 1], [np.inf, 0]])}, "finite, or a row of NaN"),
+        ):
+            with pytest.raises(AssertionError, match=expected):
+                raise AssertionError(client.ask(asked | change))
+
+
 WRONG = {
-    "size": ({"observation/image": np.zeros((32, 32, 3), np.uint8)}, r"uint8 \(64, 64, 3\), got uint8 \(32, 32, 3\)"),
-    "floats": ({"observation/image": np.zeros((64, 64, 3))}, "got float64"),
+    "size": ({"observation/image": np.zeros((64, 64, 3), np.uint8)}, r"uint8 \(32, 32, 3\), got uint8 \(64, 64, 3\)"),
+    "floats": ({"observation/image": np.zeros((32, 32, 3))}, "got float64"),
     "state": ({"observation/state": np.zeros(3, np.float32)}, r"float64 \(4,\), got float32 \(3,\)"),
     "nan": ({"observation/state": np.full(4, np.nan)}, "finite"),
     "prompt": ({"prompt": 3}, "prompt as text"),
@@ -374,12 +404,13 @@ def test_the_unmodified_client_of_openpi(port):
     np.testing.assert_array_equal(np.stack([step["actions"] for step in steps]), whole["actions"][:3])
 
 
-def test_the_command_says_where_and_goes_on_sigterm():
+def test_the_command_says_where_and_goes_on_sigterm(tiny_checkpoint):
     env = {key: value for key, value in os.environ.items() if key != "VLA_API_KEY"}
     command = [sys.executable, "-m", "vla.cli", "serve", "--port", "0", "--threads", "1", "--device", "cpu"]
+    command += ["--policy", str(tiny_checkpoint), "--num-inference-steps", "1"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env) as process:
         line = process.stdout.readline()
-        assert "tabletop_nano listens on ws://127.0.0.1:" in line, process.stderr.read()
+        assert "last listens on ws://127.0.0.1:" in line, process.stderr.read()
         with Client(int(line.split(":")[2].split()[0])) as client:
             assert len(client.metadata["checkpoint_sha256"]) == 64
             process.send_signal(signal.SIGTERM)
