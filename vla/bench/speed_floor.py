@@ -59,17 +59,21 @@ def best_seconds(call: Callable[[], Any], tries: int = 12, device: torch.device 
     return min(taken)
 
 
+READ = 2
+"""Segments that are read: each passes through the layers once."""
+
+
 def floor(policy: Policy, operations: float, of: Machine) -> Floor:
     """The floor of one decision. `operations`: counted by `count`."""
-    canvas = ("blocks", "canvas", "norm", "head")  # used in every evaluation; the blocks once more for the prefix
-    size = {name: 0 for name in ("evaluation", "once", "blocks")}
+    numbers = {"layers": 0, "step": 0, "once": 0}
     for name, parameter in policy.model.named_parameters():
-        room = name.split(".")[0]
-        if room in ("word", "ahead", "quality"):  # a row or two of a table; not asked when acting
-            continue
-        size["evaluation" if room in canvas else "once"] += parameter.numel()
-        size["blocks"] += parameter.numel() * (room == "blocks")
-    moved = 4.0 * (size["once"] + size["blocks"] + policy.sampling.evaluations * size["evaluation"])
+        part, _, rest = name.partition(".")
+        if part in ("embeddings", "segment") or (part == "heads" and not rest.startswith("ACTION.")):
+            continue  # a row or two of a table; not asked when acting
+        where = part if part == "layers" else "step" if part in ("norm", "heads", "summary", "places") else "once"
+        numbers[where] += parameter.numel()
+    steps = policy.sampling.num_inference_steps
+    moved = 4.0 * (numbers["once"] + (READ + steps) * numbers["layers"] + steps * numbers["step"])
     return Floor(operations, moved, 1e3 * max(operations / of.flops_per_s, moved / of.bytes_per_s))
 
 

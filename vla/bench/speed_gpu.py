@@ -9,9 +9,11 @@ import torch
 from vla import randomness, recipes
 from vla.bench import speed_floor
 from vla.bench.results import Row
-from vla.bench.speed_networks import SIZES, in_turns, make, seen
+from vla.bench.speed_networks import SIZES, given, in_turns, make, seen
+from vla.canvas import Segment
+from vla.model import Observed
 from vla.policy import Policy
-from vla.train.session import objective
+from vla.train.queries import QueryLoss, Rows
 from vla.train.utilisation import BACKWARD, measured_rate
 
 GOALS = {
@@ -68,18 +70,21 @@ def decisions(policy: Policy, device: torch.device, rounds: int, backend: str = 
 def training(policy: Policy, device: torch.device, batch: int, steps: int) -> Row:
     """Steps of the policy's objective on noise, bfloat16: operations a second over those of a large product."""
     model, recipe = policy.model.to(device).train(), recipes.get("tabletop_nano")
-    observations = [seen(policy, number) for number in range(batch)]
-    inputs, action = policy.inputs(observations), policy.tokenizers.action
+    action, everywhere = policy.tokenizers.action, torch.ones(batch, dtype=torch.bool, device=device)
     low, high = torch.tensor(action.low), torch.tensor(action.high)
-    actions_BHA = low + (high - low) * torch.rand(batch, policy.horizon, len(low))
-    pad_BH = torch.zeros(batch, policy.horizon, dtype=torch.bool)
+    actions_BHA = (low + (high - low) * torch.rand(batch, policy.horizon, len(low))).to(device)
+    segments, words = given(policy, batch), policy.encoder.vocabulary()
+    observed, told = segments[Segment.OBSERVATION], policy.encoder.words([seen(policy, 0).instruction] * batch)
+    assert isinstance(observed, Observed)
+    ended_BH = torch.zeros(batch, policy.horizon, dtype=torch.bool, device=device)
+    rows = Rows(observed, told, actions_BHA, actions_BHA, ended_BH, everywhere, everywhere)
+    objective = QueryLoss(model, policy.tokenizers, words, recipe, policy.trained)
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=device.type == "cuda")
 
     def loss(step: int) -> torch.Tensor:
         key_B = randomness.fold(0, step, torch.arange(batch)).to(device)
         with torch.autocast(device.type, torch.bfloat16):
-            prefix = model.encode(*inputs)
-            return objective(model, prefix, policy.tokenizers, recipe, actions_BHA, pad_BH, key_B, 10**6)["loss"]
+            return objective(rows, key_B, 10**6 + step)["loss"]
 
     def trained(step: int) -> None:
         optimiser.zero_grad()
@@ -88,8 +93,8 @@ def training(policy: Policy, device: torch.device, batch: int, steps: int) -> Ro
 
     operations = (1 + BACKWARD) * speed_floor.count(policy, lambda: loss(0))
     if device.type == "cuda":
-        for method in ("encode", "decode"):
-            setattr(model, method, torch.compile(getattr(model, method), fullgraph=True))
+        for part in (*model.layers, *model.vision.values()):
+            part.compile()
     for step in range(3):
         trained(step)
     seconds = speed_floor.best_seconds(lambda: [trained(3 + step) for step in range(steps)], 1, device) / steps

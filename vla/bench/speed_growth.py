@@ -15,7 +15,9 @@ import torch
 
 from vla.bench.plots import curves_plot
 from vla.bench.results import Row
-from vla.bench.speed_networks import SIZES, in_turns, make, seen
+from vla.bench.speed_networks import SIZES, given, in_turns, make
+from vla.canvas import Segment
+from vla.diffusion import sample
 from vla.policy import Policy
 
 GROWING: dict[str, tuple[int, ...]] = {
@@ -38,26 +40,20 @@ def grown(what: str, size: int) -> tuple[Policy, int]:
 
 def decision(policy: Policy, rows: int) -> Callable[[int], Any]:
     """A call that decides for `rows` observations, instructions as long as there is room."""
-    inputs = policy.inputs([seen(policy, number) for number in range(rows)])
-    length, vocabulary = policy.model.config.text_length, policy.model.config.vocabulary
-    words_BL = (torch.arange(length) % (vocabulary - 1) + 1).expand(rows, -1).contiguous()
-    key_B = torch.arange(rows)
+    segments, key_B = given(policy, rows, fill=True), torch.arange(rows)
 
     def call(_: int) -> Any:
-        from vla.diffusion import sample
-
         with torch.inference_mode():
-            return sample(policy.model, policy.model.encode(*inputs[:2], words_BL), key_B, policy.sampling)
+            return sample(policy.model, policy.model.read(None, segments), key_B, [Segment.ACTION], policy.sampling)
 
     return call
 
 
 def kept_bytes(policy: Policy, rows: int) -> int:
     """Bytes of the keys and values that a decision keeps."""
-    inputs = policy.inputs([seen(policy, 0)] * rows)
     with torch.inference_mode():
-        prefix = policy.model.encode(*inputs[:2], torch.ones(rows, policy.model.config.text_length, dtype=torch.long))
-    return sum(x.nbytes for x in (*prefix.keys, *prefix.values))
+        context = policy.model.read(None, given(policy, rows, fill=True))
+    return sum(x.nbytes for x in (*context.keys, *context.values))
 
 
 def growth_rows(config: Any) -> list[Row]:

@@ -4,14 +4,19 @@
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
 from vla import recipes
+from vla.canvas import Segment
+from vla.canvas import query as queries
+from vla.canvas.query import Question
 from vla.envs.tabletop.tasks import task_table
 from vla.model import LatticeModel
+from vla.model.transformer import Given
 from vla.policy import Observation, Policy
 from vla.tokenizers import BinTokenizer, StateScaler, TextTokenizer, Tokenizers, WordNumerals, neighbour_counts
 from vla.train.setup import network
@@ -72,6 +77,19 @@ def seen(policy: Policy, seed: int) -> Observation:
     images = {camera: draw.integers(0, 256, (size, size, 3), dtype=np.uint8) for camera in policy.cameras}
     state = draw.normal(0, 0.1, len(policy.state_names)).astype(np.float32)
     return Observation(images, state, "push the red block to the left")
+
+
+def given(policy: Policy, rows: int, fill: bool = False) -> dict[Segment, Given]:
+    """So many observations as the network reads them. `fill`: instructions as long as there is room."""
+    questions = [
+        queries.policy(Question(o.images, o.state, o.instruction)) for o in map(partial(seen, policy), range(rows))
+    ]
+    found = policy.encoder.given(questions, questions[0].query)
+    if fill:
+        length, most = policy.model.config.text_length, policy.tokenizers.text.vocabulary - 1
+        words_BL = (torch.arange(length) % most + 1).expand(rows, -1).contiguous()
+        found[Segment.INSTRUCTION] = policy.encoder.vocabulary().tokens(words_BL)
+    return found
 
 
 def in_turns[Name](

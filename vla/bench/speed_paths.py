@@ -53,7 +53,7 @@ class Written:
 
 
 class Autoregressive(LatticeModel):
-    """LatticeModel whose actions are a causal decoder: position n reads token n - 1 and sees the positions up to itself.
+    """LatticeModel that is a causal decoder of actions: position n reads token n - 1 and sees those up to itself.
 
     Same context, same layers, same tokens and digit head. A token is one timestep of one dimension, its digits are
     drawn by the chain inside its position. In training the true tokens are read, all positions in one pass; acting
