@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Texts of unknown length: corruption can be undone by the true answers, and rewriting does what it says."""
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vla import randomness
 from vla.canvas import Numerals
-from vla.diffusion.lengths import START, blank, corrupt_text, masks_for, rewrite
+from vla.diffusion.lengths import START, Vocabulary, blank, corrupt_text, masks_for, rewrite
 
 V, POSITIONS = 30, 12
 NUMERALS = Numerals((6, 6))
@@ -45,7 +46,8 @@ def test_masks_stand_for_all_the_words(words, masks):
 def test_true_answers_lead_back_to_the_text(lengths, seed):
     """Answer every mask with its target, again and again with those of an even split: the clean text comes out."""
     ids = texts(lengths, seed)
-    corrupted, there = corrupt_text(ids, randomness.fold(seed, torch.arange(len(ids))), DIGITS_OF, V, POSITIONS)
+    corrupted = corrupt_text(ids, randomness.fold(seed, torch.arange(len(ids))), DIGITS_OF, V, POSITIONS)
+    there = corrupted.there_BN
     assert there.sum(1).max() <= POSITIONS
     targets = NUMERALS.to_index(corrupted.digits_BNSD[:, :, 0])
     for row in range(len(there)):
@@ -67,14 +69,14 @@ def test_true_answers_lead_back_to_the_text(lengths, seed):
             assert rebuilt == clean
         else:
             assert len(rebuilt) < len(clean)
-        if row % 2 == 0:  # the first copy hides everything
+        if row % 2 == 0:  # the first copy masks everything
             assert not corrupted.state.known_BNS[row].any()
 
 
 def test_an_empty_plan_is_asked_for_and_answered_with_nothing():
     ids = texts([0, 0, 0, 0])
-    corrupted, there = corrupt_text(ids, randomness.fold(1, torch.arange(4)), DIGITS_OF, V, POSITIONS)
-    assert there.any(1).all()
+    corrupted = corrupt_text(ids, randomness.fold(1, torch.arange(4)), DIGITS_OF, V, POSITIONS)
+    assert corrupted.there_BN.any(1).all()
     answers = NUMERALS.to_index(corrupted.digits_BNSD[:, :, 0])[corrupted.asked_BNSD[:, :, 0, 0]]
     assert (answers == 0).all()
 
@@ -102,3 +104,33 @@ def test_a_canvas_that_is_full_does_not_grow():
     for _ in range(4):
         text = rewrite(text, every, torch.ones(1, 5, dtype=torch.bool), DIGITS_OF, V)
     assert text.there_BN.sum() == 5
+
+
+def test_a_text_that_was_written_is_read_as_one_that_was_given():
+    """Words first, nothing behind them, masks that were never decided left out."""
+    text = blank(1, POSITIONS, 2)
+    ids = torch.zeros(1, POSITIONS, dtype=torch.long)
+    ids[0, :4] = torch.tensor([5, V, 3, 7])
+    decided = torch.arange(POSITIONS)[None] != 2
+    text = rewrite(text, ids, decided, DIGITS_OF, V)
+    assert read(text) == [[5, None, None, None, 7]]
+    pairs = torch.stack(torch.meshgrid(torch.arange(6), torch.arange(6), indexing="ij"), dim=-1)
+    given_ = Vocabulary(DIGITS_OF, NUMERALS.to_index(pairs)).tokens(torch.tensor([[5, 7] + [0] * (POSITIONS - 2)]))
+    found = text.tokens()
+    assert torch.equal(found.there_BN, given_.there_BN)
+    for a, b in zip(vars(found.state).values(), vars(given_.state).values(), strict=True):
+        assert torch.equal(a[found.there_BN], b[given_.there_BN])
+
+
+def test_corruption_of_texts_is_a_function_of_the_key_alone():
+    ids, keys, order = texts([3, 0, 12, 7], 5), randomness.fold(3, torch.arange(4)), torch.tensor([2, 0, 3, 1])
+    a, b = (corrupt_text(ids[o], keys[o], DIGITS_OF, V, POSITIONS) for o in (torch.arange(4), order))
+    rows = (2 * order[:, None] + torch.arange(2)).flatten()
+    for x, y in zip(
+        (*vars(a.state).values(), a.asked_BNSD, a.there_BN),
+        (*vars(b.state).values(), b.asked_BNSD, b.there_BN),
+        strict=True,
+    ):
+        assert torch.equal(x[rows], y)
+    with pytest.raises(ValueError, match="a text of 12 words does not fit into 11 positions"):
+        corrupt_text(ids, keys, DIGITS_OF, V, 11)

@@ -29,8 +29,8 @@ def model():
 
 def same(a, b):
     """Whether two contexts are one, bit for bit."""
-    tensors = zip([*a.keys, *a.values, a.visible_BP, a.pooled_BF], [*b.keys, *b.values, b.visible_BP, b.pooled_BF])
-    return a.segments == b.segments and all(torch.equal(x, y) for x, y in tensors)
+    ours, theirs = ([*c.keys, *c.values, c.visible_BP, c.pooled_BF] for c in (a, b))
+    return a.segments == b.segments and all(torch.equal(x, y) for x, y in zip(ours, theirs, strict=True))
 
 
 def one_by_one(model, segments):
@@ -205,9 +205,7 @@ def test_every_part_of_an_observation_is_heard(model, part):
         executed[0, 0, 1] += 1
     action = {Segment.ACTION: state_of(model.config, Segment.ACTION)}
     other = replace(seen, images=images, state_BMS=state, executed_BMA=executed)
-    h, moved = (
-        model.decode(model.read(None, {Segment.OBSERVATION: x}), action)[Segment.ACTION] for x in (seen, other)
-    )
+    h, moved = (model.decode(model.read(None, {Segment.OBSERVATION: x}), action)[Segment.ACTION] for x in (seen, other))
     assert not torch.isclose(h[0], moved[0], atol=1e-5).all(-1).any()
     assert torch.allclose(h[1:], moved[1:], atol=1e-6)  # other rows do not notice
 
