@@ -5,7 +5,6 @@ import json
 import re
 import shutil
 import warnings
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -32,8 +31,8 @@ ROWS = 3
 
 def observations():
     rng = np.random.default_rng(0)
-    images, state = rng.integers(0, 256, (ROWS, 64, 64, 3), dtype=np.uint8), rng.normal(0, 0.1, (ROWS, 4))
-    state, task = state.astype(np.float32), ["reach the red block", "push the blue block left", "lift the green block"]
+    images, state = rng.integers(0, 256, (ROWS, 32, 32, 3), dtype=np.uint8), rng.normal(0, 0.1, (ROWS, 4))
+    state, task = state.astype(np.float32), ["reach the red block", "push the blue block", "reach the green block"]
     ours = [Observation({"front": images[i]}, state[i], task[i]) for i in range(ROWS)]
     pictures = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
     batch = {"observation.images.front": pictures, "observation.state": torch.from_numpy(state), "task": task}
@@ -41,23 +40,24 @@ def observations():
 
 
 @pytest.fixture(scope="module")
-def converted(tmp_path_factory):
+def converted(tiny_checkpoint, tmp_path_factory):
     out = tmp_path_factory.mktemp("converted") / "lerobot"
-    convert(ConvertConfig(Path("tabletop_nano"), out))
+    convert(ConvertConfig(tiny_checkpoint, out))
     return out
 
 
-def test_there_and_back_the_actions_are_the_same_bits(converted, tmp_path):
+def test_there_and_back_the_actions_are_the_same_bits(converted, tiny_checkpoint, tmp_path):
     ours, batch = observations()
     theirs = LatticePolicy.from_pretrained(converted)
     keys = [(int(randomness.fold(theirs._episode, row)), 0) for row in range(ROWS)]
-    expected = Policy.load("tabletop_nano").act(ours, keys)
+    expected = Policy.load(tiny_checkpoint).act(ours, keys)
     assert np.array_equal(theirs.predict_action_chunk(batch).numpy(), expected)
     back = tmp_path / "back"
     convert(ConvertConfig(converted, back))
     policy = Policy.load(back)
     assert np.array_equal(policy.act(ours, keys), expected)
-    assert policy.n_action_steps == Policy.load("tabletop_nano").n_action_steps
+    assert policy.n_action_steps == Policy.load(tiny_checkpoint).n_action_steps
+    assert policy.trained == ("policy", "continuation")
     with pytest.raises(ValueError, match="exists"):
         convert(ConvertConfig(converted, back))
 
@@ -70,7 +70,11 @@ def test_select_action_executes_a_part_of_a_chunk_before_it_looks_again(converte
     actions = [policy.select_action(batch) for _ in range(steps)]
     assert torch.equal(torch.stack(actions, 1), chunk[:, :steps])
     blank = batch | {"observation.images.front": torch.zeros_like(batch["observation.images.front"])}
-    assert not torch.equal(policy.select_action(blank), chunk[:, steps])
+    decided, calls = policy.acting.decide, []
+    policy.acting.decide = lambda *arguments: calls.append(arguments) or decided(*arguments)
+    for number in range(steps + 1):
+        policy.select_action(blank)
+        assert len(calls) == 1 + number // steps
 
 
 def test_committed_actions_are_kept_and_padding_is_not_data(converted):
@@ -115,8 +119,8 @@ def test_bad_input_says_what_is_expected(converted, tmp_path):
     (other / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match=r"the checkpoint has 4 values of 'action'.* has 7"):
         LatticePolicy.from_pretrained(other)
-    with pytest.raises(ValueError, match=r"n_action_steps in 0 .. 8"):
-        LatticeConfig(device="cpu", n_action_steps=9)
+    with pytest.raises(ValueError, match=r"n_action_steps in 0 .. 16"):
+        LatticeConfig(device="cpu", n_action_steps=17)
     with pytest.raises(ValueError, match="made from a dataset"):
         LatticePolicy(LatticeConfig(device="cpu", input_features=policy.config.input_features,
                                     output_features=policy.config.output_features))  # fmt: skip
@@ -138,7 +142,7 @@ def test_our_environments_are_lerobots():
         lerobot_policy_lattice.TabletopEnv(task="reaach")
 
 
-def new_policy(root, stats=None):
+def new_policy(root, stats=None, **options):
     """As lerobot-train makes one from a dataset."""
     picture, four = PolicyFeature(FeatureType.VISUAL, (3, 32, 32)), PolicyFeature(FeatureType.STATE, (4,))
     config = LatticeConfig(
@@ -147,6 +151,7 @@ def new_policy(root, stats=None):
         push_to_hub=False,
         input_features={"observation.images.front": picture, "observation.state": four},
         output_features={"action": PolicyFeature(FeatureType.ACTION, (4,))},
+        **options,
     )
     return LatticePolicy(config, dataset_stats=stats, dataset_meta=SimpleNamespace(root=root, fps=10))
 
@@ -170,10 +175,57 @@ def test_a_new_policy_learns_from_a_batch_of_lerobots(tiny_dataset):
         optimiser.step()
         policy.update()
         losses.append(loss.item())
-    assert losses[-1] < 0.7 * losses[0] and set(parts) == {"loss_coarse", "loss_fine", "loss_quality"}
+    assert losses[-1] < 0.7 * losses[0] and set(parts) == {"loss_coarse", "loss_fine", "action/continuation"}
     assert int(policy.step) == 12
     assert any(not p.equal(q) for p, q in zip(before, policy.averaged.parameters(), strict=True))
     assert policy.eval().forward(batch)[0].isfinite()
+
+
+def test_several_moments_are_asked_for_learnt_and_remembered(tiny_dataset):
+    policy = new_policy(tiny_dataset, overrides=["n_obs_steps=3"])
+    config = policy.config
+    assert config.n_obs_steps == 3 and config.observation_delta_indices == [-2, -1, 0]
+    assert config.action_delta_indices == list(range(-2, 8)) and not policy.supports_rtc()
+    rng = np.random.default_rng(0)
+    pad = torch.zeros(8, 10, dtype=torch.bool)
+    pad[0, :2] = pad[1, 5:] = True
+    batch = {
+        "observation.images.front": torch.rand(8, 3, 3, 48, 64),
+        "observation.state": torch.from_numpy(rng.normal(0, 0.1, (8, 3, 4)).astype(np.float32)),
+        "action": torch.from_numpy(rng.uniform(-1, 1, (8, 10, 4)).astype(np.float32)),
+        "action_is_pad": pad,
+        "task": ["reach the red block"] * 8,
+    }
+    rows = policy.rows(batch)
+    assert rows.observed.images["front"].shape == (8, 3, 32, 32, 3) and rows.observed.state_BMS.shape == (8, 3, 4)
+    assert torch.equal(rows.labels_BHA, batch["action"][:, 2:]) and torch.equal(rows.ended_BH, pad[:, 2:])
+    assert rows.observed.known_BM.tolist() == [[False, False], *[[True, True]] * 7]
+    assert policy.forward(batch)[0].isfinite()
+    with pytest.raises(ValueError, match=r"expected 10 actions a sample \(2 before the present moment\), got 8"):
+        policy.forward(batch | {"action": batch["action"][:, 2:]})
+    seen, decide = [], policy.acting.decide
+    policy.acting.decide = lambda observations, *rest: seen.extend(observations) or decide(observations, *rest)
+    moments = [{"observation.images.front": torch.rand(1, 3, 32, 32), "observation.state": torch.full((1, 4), i / 10),
+                "task": ["reach the red block"]} for i in range(9)]  # fmt: skip
+    done = [policy.select_action(moment) for moment in moments]
+    states = np.stack([o.state[:, 0] for o in seen])
+    np.testing.assert_allclose(states, [[0, 0, 0], [0.2, 0.3, 0.4], [0.6, 0.7, 0.8]], rtol=1e-6)
+    assert np.isnan(seen[0].executed).all() and np.array_equal(seen[2].executed, torch.cat(done[6:8]).numpy())
+    pictures = [(m["observation.images.front"][0] * 255).round().byte().permute(1, 2, 0).numpy() for m in moments]
+    assert np.array_equal(seen[1].images["front"], np.stack(pictures[2:5]))
+    policy.reset()
+    policy.select_action(moments[0])
+    assert np.isnan(seen[-1].executed).all()
+
+
+def test_queries_that_lerobots_batches_cannot_teach_are_refused(tiny_dataset, unified_checkpoint, tmp_path):
+    overrides = ["queries.waypoints=0.1", "queries.waypoint_policy=0.1"]
+    with pytest.raises(ValueError, match=r'waypoints, waypoint_policy.*"queries\.waypoints=0"'):
+        new_policy(tiny_dataset, overrides=overrides)
+    with pytest.raises(ValueError, match="future images, of which an image tokenizer is a part"):
+        convert(ConvertConfig(unified_checkpoint, tmp_path / "unified"))
+    with pytest.raises(ValueError, match="n_obs_steps as the recipe says, 1, got 2"):
+        LatticeConfig(device="cpu", n_obs_steps=2)
 
 
 def test_fine_tuning_makes_room_for_longer_sentences_and_forgets_nothing(converted, tiny_dataset, tmp_path):
@@ -202,7 +254,41 @@ def test_peft_is_pointed_at_layers_that_there_are(converted):
     targets = re.compile(policy._get_default_peft_targets()["target_modules"])
     linear = [name for name, module in policy.named_modules() if isinstance(module, torch.nn.Linear)]
     adapted = [name for name in linear if targets.fullmatch(name)]
-    assert len(adapted) == 4 * policy.recipe.layers and not any(name.startswith("averaged") for name in adapted)
+    assert len(adapted) == 7 * policy.recipe.layers and not any(name.startswith("averaged") for name in adapted)
+
+
+class Adapted(torch.nn.Module):
+    """A linear layer with an adapter, as PEFT makes them."""
+
+    active_adapters = ("default",)
+
+    def __init__(self, layer):
+        super().__init__()
+        self.base_layer = layer.requires_grad_(False)
+        self.lora = torch.nn.ParameterDict({"default": torch.nn.Parameter(torch.ones_like(layer.weight))})
+
+    def get_delta_weight(self, adapter):
+        return 0.1 * self.lora[adapter]
+
+    def forward(self, x):
+        return x @ (self.base_layer.weight + self.get_delta_weight("default")).T
+
+
+def test_what_adapters_learnt_acts(converted):
+    _, batch = observations()
+    policy = LatticePolicy.from_pretrained(converted)
+    before, was = policy.predict_action_chunk(batch), policy.averaged.layers[0].mlp.up_proj.weight.clone()
+    loaded = LatticePolicy.from_pretrained(converted)
+    for each in (policy, loaded):
+        each.model.layers[0].mlp.up_proj = Adapted(each.model.layers[0].mlp.up_proj)
+    ema = min(policy.recipe.ema, (1 + int(policy.step)) / (10 + int(policy.step)))
+    policy.update()
+    torch.testing.assert_close(policy.averaged.layers[0].mlp.up_proj.weight, was + (1 - ema) * 0.1)
+    # Adapters that come with a checkpoint act as they are.
+    assert not torch.equal(loaded.predict_action_chunk(batch), before)
+    torch.testing.assert_close(loaded.averaged.layers[0].mlp.up_proj.weight, was + 0.1)
+    loaded.predict_action_chunk(batch)
+    torch.testing.assert_close(loaded.averaged.layers[0].mlp.up_proj.weight, was + 0.1)
 
 
 def test_stored_quantiles_that_leave_out_part_of_the_data_are_told_with_their_damage(tiny_dataset):

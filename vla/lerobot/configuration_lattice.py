@@ -46,10 +46,12 @@ class LatticeConfig(PreTrainedConfig):
     """A named recipe of vla/recipes.py."""
     overrides: list[str] = field(default_factory=list)
     """Single values of the recipe: ["width=192", "image_size=96"]."""
+    n_obs_steps: int = 1
+    """Moments that are seen, the present one included: what the recipe says."""
     n_action_steps: int = 0
     """Actions of a chunk that are executed before the next observation; 0: as the recipe says."""
-    evaluations: int = 0
-    """Network evaluations a chunk; 0: as the recipe says."""
+    num_inference_steps: int = 0
+    """Denoising steps a chunk; 0: as the recipe says."""
     seed: int = 0
     """Of masks, noise and augmentation."""
     fitted: str = ""
@@ -62,11 +64,17 @@ class LatticeConfig(PreTrainedConfig):
     )
 
     def __post_init__(self) -> None:
-        """ValueError for an unknown recipe or override, or more executed actions than a chunk has."""
+        """ValueError for an unknown recipe or override, more executed actions than a chunk has, other moments."""
         super().__post_init__()
-        horizon = self.values().horizon
-        if not 0 <= self.n_action_steps <= horizon:
-            raise ValueError(f"expected n_action_steps in 0 .. {horizon} (the chunk), got {self.n_action_steps}")
+        recipe = self.values()
+        if not 0 <= self.n_action_steps <= recipe.horizon:
+            raise ValueError(f"expected n_action_steps in 0 .. {recipe.horizon} (the chunk), got {self.n_action_steps}")
+        if self.n_obs_steps not in (1, recipe.n_obs_steps):
+            raise ValueError(
+                f"expected n_obs_steps as the recipe says, {recipe.n_obs_steps}, got {self.n_obs_steps}: it is an "
+                f'override of the recipe, ["n_obs_steps={self.n_obs_steps}"]'
+            )
+        self.n_obs_steps = recipe.n_obs_steps
 
     def values(self) -> Recipe:
         """The recipe with its overrides."""
@@ -78,12 +86,14 @@ class LatticeConfig(PreTrainedConfig):
         return self.values().horizon
 
     @property
-    def observation_delta_indices(self) -> None:
-        return None
+    def observation_delta_indices(self) -> list[int] | None:
+        """The moments that are seen; None: the present one, without a dimension of its own."""
+        return list(range(1 - self.n_obs_steps, 1)) if self.n_obs_steps > 1 else None
 
     @property
     def action_delta_indices(self) -> list[int]:
-        return list(range(self.chunk_size))
+        """What was done between the moments that are seen, and the chunk."""
+        return list(range(1 - self.n_obs_steps, self.chunk_size))
 
     @property
     def reward_delta_indices(self) -> None:

@@ -47,10 +47,12 @@ def to_lerobot(source: Path, out: Path) -> None:
 
     from vla import checkpoint
     from vla.lerobot.configuration_lattice import LatticeConfig
-    from vla.lerobot.modeling_lattice import LatticePolicy, fitted
+    from vla.lerobot.fitting import fitted
+    from vla.lerobot.modeling_lattice import LatticePolicy
     from vla.policy import Policy
 
     policy = Policy.load(source)
+    known = fitted(policy.model.config, policy.tokenizers, policy.fps, policy.trained)
     recipe, overrides = _recipe(json.loads((source / "config.json").read_text()))
     square = (3, policy.image_size, policy.image_size)
     config = LatticeConfig(
@@ -64,8 +66,8 @@ def to_lerobot(source: Path, out: Path) -> None:
         recipe=recipe,
         overrides=overrides,
         n_action_steps=policy.n_action_steps,
-        evaluations=policy.sampling.evaluations,
-        fitted=fitted(policy.model.config, policy.tokenizers, policy.fps),
+        num_inference_steps=policy.sampling.num_inference_steps,
+        fitted=known,
     )
     made = LatticePolicy(config)
     for network in (made.model, made.averaged):

@@ -5,16 +5,17 @@ Actions come and go in the dataset's units. Acting is done with the averaged wei
 calls it after each step of the optimiser. Masks and noise are a function of (seed, step, process, place in the batch),
 and the step is saved with the weights, so that a resumed training goes on as it would have.
 
-Shapes: B batch, H horizon, A action dimensions, S state values, C channels.
+LeRobot's batches have one kind of action. Where a dataset says that something else was executed than the label, or that
+an episode is no demonstration, only `vla train` listens.
+
+Shapes: B batch, M moments, H horizon, T = M - 1 + H, A action dimensions, S state values, C channels.
 """
 
 import contextlib
 import copy
 import json
-import warnings
 from collections import deque
-from dataclasses import fields, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -26,23 +27,27 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from vla import randomness
-from vla.data.lerobot_files import read_tables
+from vla.canvas import Segment
+from vla.diffusion.lengths import Vocabulary
+from vla.lerobot.adapters import adapted, average_adapted
 from vla.lerobot.configuration_lattice import LatticeConfig
-from vla.model import LatticeModel, ModelConfig
+from vla.lerobot.fitting import LEARNABLE, camera_of, check_queries, fit, with_room
+from vla.model import LatticeModel, ModelConfig, Observed
 from vla.policy import Observation, Policy
 from vla.tokenizers import Tokenizers
-from vla.tokenizers.text import SPARE
-from vla.train.augment import harder
-from vla.train.session import objective
-from vla.train.setup import fit_tokenizers, network, pick_precision
-
-DAMAGE = 0.05
-"""Fraction of action values beyond the dataset's stored quantiles from which on we warn; 0.02 are to be expected."""
+from vla.train.augment import augmented
+from vla.train.queries import QueryLoss, Rows
+from vla.train.session import average
+from vla.train.setup import pick_precision
 
 
-def camera_of(feature: str) -> str:
-    """ "observation.images.front" -> "front", as `vla.data` names cameras."""
-    return feature.removeprefix("observation.").removeprefix("images.")
+@dataclass(frozen=True)
+class Moment:
+    """What B robots see at one moment."""
+
+    images: dict[str, np.ndarray]
+    """A camera: uint8 (B, H, W, 3)."""
+    state_BS: np.ndarray
 
 
 class LatticePolicy(PreTrainedPolicy):
@@ -59,25 +64,22 @@ class LatticePolicy(PreTrainedPolicy):
         """
         super().__init__(config)
         config.validate_features()
+        self.recipe = config.values()
         if not config.fitted:
             config.fitted = fit(config, dataset_stats, dataset_meta)
         elif dataset_meta is not None:
+            check_queries(self.recipe)
             config.fitted = with_room(config.fitted, dataset_meta)
         about = json.loads(config.fitted)
-        model = ModelConfig(**{**about["model"], "cameras": tuple(about["model"]["cameras"])})
-        if model.unified:
-            raise ValueError(
-                "LeRobot's commands know actions alone, and this recipe or checkpoint has queries, of which an image "
-                "tokenizer is a part: choose a recipe without, or use vla train and vla eval"
-            )
+        model = ModelConfig(**about["model"])
         self.tokenizers, self.fps = Tokenizers.from_dict(about["tokenizers"]), float(about["fps"])
         self._check_sizes()
-        self.recipe = config.values()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             self.model = LatticeModel(model)
-        self.model.head.allowed_ADV.copy_(self.tokenizers.action.allowed_ADV())
+        self.model.head_of(Segment.ACTION).allowed_ADV.copy_(self.tokenizers.action.allowed_ADV())
         self.averaged = copy.deepcopy(self.model).requires_grad_(False)
+        self.model.checkpointing = self.recipe.checkpointing
         self.step: Tensor
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
         self._features = {camera_of(key): key for key in config.image_features}
@@ -85,12 +87,14 @@ class LatticePolicy(PreTrainedPolicy):
         if missing:
             raise ValueError(f"the checkpoint needs the cameras {list(model.cameras)}; missing: {missing}")
         sampling = self.recipe.sampling
-        if config.evaluations:
-            sampling = replace(sampling, evaluations=config.evaluations)
+        if config.num_inference_steps:
+            sampling = replace(sampling, num_inference_steps=config.num_inference_steps)
         steps = config.n_action_steps or self.recipe.n_action_steps
-        self.acting = Policy(self.averaged, self.tokenizers, self.fps, sampling, steps, config.seed)
+        self.acting = Policy(
+            self.averaged, self.tokenizers, self.fps, sampling, steps, config.seed, trained=about["queries"]
+        )
         """The policy of this project that acts with the averaged weights."""
-        self._episode = -1
+        self._episode, self._follows = -1, False
         self.reset()
 
     # --- learning -----------------------------------------------------------------------------------------------
@@ -104,38 +108,78 @@ class LatticePolicy(PreTrainedPolicy):
 
     def forward(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, float]]:
         """The loss of a batch of LeRobot's loader, and its parts. In evaluation mode: of the averaged weights."""
-        actions_BHA, pad_BH = batch[ACTION], batch["action_is_pad"]
-        model, step = (self.model, int(self.step)) if self.training else (self.averaged, -1)
-        place_B = torch.arange(len(actions_BHA), device=actions_BHA.device) + _rank() * len(actions_BHA)
-        key_B = randomness.fold(self.config.seed, step, place_B)
-        images, state_BS = self._images(batch), self.tokenizers.state(batch[OBS_STATE])
-        if self.training:
-            images, state_BS = harder(images, state_BS, key_B, self.recipe)
-        with self._autocast(actions_BHA.device):
-            prefix = model.encode(images, state_BS, self._words(batch))
-            parts = objective(model, prefix, self.tokenizers, self.recipe, actions_BHA, pad_BH, key_B, step)
+        device, rows = batch[ACTION].device, len(batch[ACTION])
+        model, step = (self.model, int(self.step)) if self.training else (self.acting_model(), -1)
+        key_B = randomness.fold(self.config.seed, step, torch.arange(rows, device=device) + _rank() * rows)
+        names = self.acting.trained if self.training else ("policy",)
+        trained = tuple(name for name in names if name in LEARNABLE)
+        words = Vocabulary(*(table.to(device) for table in self.tokenizers.words.tables))
+        with self._autocast(device):
+            objective = QueryLoss(model, self.tokenizers, words, self.recipe, trained)
+            parts = objective(self.rows(batch, key_B if self.training else None), key_B, step)
         return parts["loss"], {name: value.item() for name, value in parts.items() if name != "loss"}
+
+    def rows(self, batch: dict[str, Any], key_B: Tensor | None = None) -> Rows:
+        """A batch of LeRobot's loader as the objective wants it. `key_B`: augment the pictures, a function of it."""
+        actions_BTA, pad_BT, past = batch[ACTION].float(), batch["action_is_pad"], self.recipe.n_obs_steps - 1
+        if actions_BTA.shape[1] != past + self.acting.horizon:
+            raise ValueError(
+                f"expected {past + self.acting.horizon} actions a sample ({past} before the present moment), got "
+                f"{actions_BTA.shape[1]}: the loader must follow action_delta_indices"
+            )
+        images = self._images(batch)
+        if key_B is not None:
+            images = augmented(images, key_B, self.recipe)
+        executed, known = None, None
+        if past:
+            executed, known = self.tokenizers.action.scaled(actions_BTA[:, :past]), ~pad_BT[:, :past]
+        observed = Observed(images, self.tokenizers.state(self._states(batch)), executed, known)
+        labels_BHA, everywhere_B = actions_BTA[:, past:], torch.ones_like(pad_BT[:, 0])
+        return Rows(
+            observed=observed,
+            words_BL=self._words(batch),
+            labels_BHA=labels_BHA,
+            executed_BHA=labels_BHA,
+            ended_BH=pad_BT[:, past:],
+            has_labels_B=everywhere_B,
+            has_actions_B=everywhere_B,
+        )
 
     @torch.no_grad()
     def update(self) -> None:
         """Called after each step of the optimiser: average the weights, count the step."""
-        decay = min(self.recipe.ema, (1 + int(self.step)) / (10 + int(self.step)))
-        torch._foreach_lerp_(list(self.averaged.parameters()), list(self.model.parameters()), 1 - decay)
+        follow = average_adapted if adapted(self.model) else average
+        follow(self.averaged, self.model, self.recipe.ema, int(self.step))
+        self._follows = True
         self.step += 1
 
+    def acting_model(self) -> LatticeModel:
+        """The averaged weights. Adapters that were loaded after them are added first."""
+        if not self._follows and adapted(self.model):
+            average_adapted(self.averaged, self.model, 0.0, 0)
+        self._follows = True
+        return self.averaged
+
     def _get_default_peft_targets(self) -> dict[str, Any]:
-        return {"target_modules": r"model\.blocks\.\d+\.(qkv|proj|up|down)", "modules_to_save": []}
+        layer = r"(self_attn\.(q|k|v|o)_proj|mlp\.(gate|up|down)_proj)"
+        return {"target_modules": rf"model\.layers\.\d+\.{layer}", "modules_to_save": []}
 
     # --- acting -------------------------------------------------------------------------------------------------
     def reset(self) -> None:
         """A new episode begins."""
         self._queue: deque[Tensor] = deque()
+        self._seen: deque[Moment] = deque(maxlen=self.recipe.n_obs_steps - 1)
+        self._done: deque[np.ndarray] = deque(maxlen=self.recipe.n_obs_steps - 1)
         self._episode += 1
         self._time = 0
 
     def supports_rtc(self) -> bool:
-        """Committed actions are in-painted, if the action tokenizer is aligned with time."""
-        return self.tokenizers.action.time_aligned
+        """Committed actions are in-painted, if this was trained and the action tokenizer is aligned with time.
+
+        Not by policies that see several moments: lerobot-rollout would show them single ones, far apart.
+        """
+        committed = not {"continuation", "infill"}.isdisjoint(self.acting.trained)
+        return committed and self.tokenizers.action.time_aligned and self.recipe.n_obs_steps == 1
 
     @torch.inference_mode()
     def predict_action_chunk(
@@ -150,14 +194,10 @@ class LatticePolicy(PreTrainedPolicy):
         `prev_chunk_left_over`: (T, A) or (B, T, A), what is left of the last chunk; its first `inference_delay` actions
         are on their way and are kept as they are. What LeRobot pads it with (zeros at its end) is not data.
         """
-        images = {c: x.cpu().numpy() for c, x in self._images(batch).items()}
-        state_BS, sentences = batch[OBS_STATE].float().cpu().numpy(), self._sentences(batch)
-        observations = [
-            Observation({c: x[row] for c, x in images.items()}, state_BS[row], sentences[row])
-            for row in range(len(state_BS))
-        ]
+        observations = self._observations(batch)
         keys = [(int(randomness.fold(self._episode, row)), self._time) for row in range(len(observations))]
         committed = self._committed(prev_chunk_left_over, inference_delay or 0, len(observations))
+        self.acting_model()
         chunk = self.acting.decide(observations, keys, committed)
         return torch.from_numpy(chunk.actions_BHA).to(batch[OBS_STATE].device)
 
@@ -167,9 +207,42 @@ class LatticePolicy(PreTrainedPolicy):
         if not self._queue:
             self._queue.extend(self.predict_action_chunk(batch)[:, : self.acting.n_action_steps].unbind(1))
         self._time += 1
-        return self._queue.popleft()
+        action_BA = self._queue.popleft()
+        if self.recipe.n_obs_steps > 1:
+            self._seen.append(self._moments(batch)[-1])
+            self._done.append(action_BA.cpu().numpy())
+        return action_BA
 
     # --- inside -------------------------------------------------------------------------------------------------
+    def _moments(self, batch: dict[str, Any]) -> list[Moment]:
+        """The moments of a batch, oldest first: one, or as many as a policy with history sees."""
+        images = {c: x.cpu().numpy() for c, x in self._images(batch).items()}
+        state_BMS = self._states(batch).cpu().numpy()
+        return [Moment({c: x[:, m] for c, x in images.items()}, state_BMS[:, m]) for m in range(state_BMS.shape[1])]
+
+    def _observations(self, batch: dict[str, Any]) -> list[Observation]:
+        """What each robot sees, with what `select_action` remembers of the episode."""
+        found, sentences, moments = self._moments(batch), self._sentences(batch), self.recipe.n_obs_steps
+        seen = found if len(found) == moments else [*self._seen, *found][-moments:]
+        seen = [seen[0]] * (moments - len(seen)) + seen
+        done_BMA = np.full((len(sentences), moments - 1, len(self.acting.action_names)), np.nan, np.float32)
+        for back, action_BA in enumerate(reversed(self._done), start=1):
+            done_BMA[:, -back] = action_BA
+        return [
+            Observation(
+                {c: np.stack([moment.images[c][row] for moment in seen]) for c in seen[0].images},
+                np.stack([moment.state_BS[row] for moment in seen]),
+                sentence,
+                done_BMA[row],
+            )
+            for row, sentence in enumerate(sentences)
+        ]
+
+    def _states(self, batch: dict[str, Any]) -> Tensor:
+        """float (B, M, S); M is 1 where the batch has single moments."""
+        state = batch[OBS_STATE].float()
+        return state if state.ndim == 3 else state.unsqueeze(1)
+
     def _committed(self, left: Tensor | None, delay: int, rows: int) -> list[np.ndarray] | None:
         if left is None or delay < 1:
             return None
@@ -185,15 +258,14 @@ class LatticePolicy(PreTrainedPolicy):
         return given
 
     def _images(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """uint8 (B, size, size, 3) a camera, from float 0..1 or uint8 (B, 3, H, W)."""
+        """uint8 (B, M, size, size, 3) a camera, from float 0..1 or uint8, (B, 3, H, W) or (B, M, 3, H, W)."""
         images, size = {}, self.model.config.image_size
         for camera in self.model.config.cameras:
             key = self._features[camera]
             if key not in batch:
                 raise ValueError(f"the policy needs '{key}'; the batch has {sorted(k for k in batch if 'image' in k)}")
-            x_BCHW = batch[key]
-            if x_BCHW.ndim == 5:  # one observation step
-                x_BCHW = x_BCHW[:, -1]
+            moments = batch[key].shape[1] if batch[key].ndim == 5 else 1
+            x_BCHW = batch[key].flatten(0, 1) if batch[key].ndim == 5 else batch[key]
             if x_BCHW.shape[-2:] != (size, size):
                 shrink = min(x_BCHW.shape[-2:]) >= size
                 how: dict[str, Any] = {"mode": "area"} if shrink else {"mode": "bicubic", "align_corners": False}
@@ -201,7 +273,7 @@ class LatticePolicy(PreTrainedPolicy):
                 x_BCHW = F.interpolate(x_BCHW.float() / scale, (size, size), **how).clamp(0, 1)
             if x_BCHW.dtype != torch.uint8:
                 x_BCHW = (x_BCHW * 255).round().to(torch.uint8)
-            images[camera] = x_BCHW.permute(0, 2, 3, 1).contiguous()
+            images[camera] = x_BCHW.permute(0, 2, 3, 1).unflatten(0, (-1, moments)).contiguous()
         return images
 
     def _sentences(self, batch: dict[str, Any]) -> list[str]:
@@ -235,62 +307,8 @@ class LatticePolicy(PreTrainedPolicy):
     @classmethod
     def _load_as_safetensor(cls, model: Any, model_file: str, map_location: str, strict: bool) -> Any:
         # Strict: LeRobot would only log what is missing, and a policy with some of its weights acts, and acts badly.
-        # Places for the words of longer sentences are new, and hidden from every sentence that the checkpoint knows.
-        tensors = load_file(model_file)
-        for name, own in model.state_dict().items():
-            known = len(tensors[name]) if name in tensors and name.endswith(("word_place", "prefix_place")) else None
-            if known is not None and known < len(own):
-                tensors[name] = torch.cat([tensors[name], own[known:].cpu()])
-        model.load_state_dict(tensors)
+        model.load_state_dict(load_file(model_file))
         return model
-
-
-def fit(config: LatticeConfig, stats: Any, meta: Any) -> str:
-    """`config.fitted` for a dataset: names, limits over all frames, words, sizes of the network.
-
-    Warns if the stored quantiles of the actions, which other policies may normalise with, leave out part of them.
-    """
-    if meta is None:
-        raise ValueError(
-            "a policy of type lattice is made from a dataset: train it with lerobot-train, or load a checkpoint with "
-            "LatticePolicy.from_pretrained(folder)"
-        )
-    recipe = config.values()
-    if recipe.background:
-        raise ValueError(
-            f"the recipe '{config.recipe}' looks at all pictures before it trains, which lerobot-train does not offer: "
-            "train it with vla train and convert the checkpoint with vla convert, or add the override background=false"
-        )
-    tables = read_tables(Path(meta.root))
-    tokenizers = fit_tokenizers(recipe, tables)
-    cameras = [camera_of(key) for key in config.image_features]
-    model = network(recipe, tokenizers, cameras)
-    if stats and "q01" in stats.get(ACTION, {}):
-        low, high = (np.asarray(stats[ACTION][q], np.float64) for q in ("q01", "q99"))
-        outside = float(((tables.action < low) | (tables.action > high)).mean())
-        if outside > DAMAGE:
-            warnings.warn(
-                f"{100 * outside:.0f} % of the action values lie beyond the quantiles q01 and q99 that the dataset "
-                "stores (2 % should): LeRobot 0.6.1 averages them over episodes. Policy type lattice has its own "
-                "limits, over all frames; policies that normalise by QUANTILES are harmed.",
-                stacklevel=2,
-            )
-    return fitted(model, tokenizers, float(meta.fps))
-
-
-def with_room(content: str, meta: Any) -> str:
-    """The content of `config.fitted`, for sentences as long as those of another dataset."""
-    about, tables = json.loads(content), read_tables(Path(meta.root))
-    longest = Tokenizers.from_dict(about["tokenizers"]).text.longest(tables.tasks)
-    if longest > about["model"]["text_length"]:
-        about["model"]["text_length"] = about["tokenizers"]["text"]["length"] = longest + SPARE
-    return json.dumps(about)
-
-
-def fitted(model: ModelConfig, tokenizers: Tokenizers, fps: float) -> str:
-    """The content of `config.fitted`."""
-    sizes = {f.name: getattr(model, f.name) for f in fields(ModelConfig) if f.init}
-    return json.dumps({"model": sizes, "tokenizers": tokenizers.to_dict(), "fps": fps})
 
 
 def _rank() -> int:
