@@ -11,31 +11,44 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vla.canvas import Segment, State
+from vla.canvas import Segment
 from vla.model import Context, LatticeModel, ModelConfig
+from vla.model.blocks import Cache
 from vla.model.transformer import Given
 
 
 class Uncached(LatticeModel):
-    """Reads everything again at every denoising step. What the vision sees is computed once."""
+    """Every denoising step passes over everything, what is given and what is asked, as one sequence.
 
-    given: Mapping[Segment, Given]
-    seen: dict[Segment, tuple[Tensor, Tensor]]
+    What the vision sees and what is pooled is computed once.
+    """
+
+    given: list[tuple[Tensor, Tensor, Tensor]]
+    """Of each segment what goes into the layers, what it may read up to its own end, and its rotary positions."""
+    reads: bool
 
     def begin(self, given: Mapping[Segment, Given]) -> Context:
-        """What is read from now on; the context that `sample` wants."""
-        self.given, self.seen = given, {}
-        return self.read(None, given)
+        """What every step passes over from now on; the context that `sample` wants."""
+        self.given, self.reads = [], True
+        context = self.read(None, given)
+        self.reads = False
+        return context
 
-    def decode(
-        self, context: Context, states: Mapping[Segment, State], there: Mapping[Segment, Tensor] | None = None
-    ) -> dict[Segment, Tensor]:
-        return super().decode(self.read(None, self.given), states, there)
-
-    def _tokens(self, segment: Segment, given: Given, pooled_BF: Tensor | None) -> tuple[Tensor, Tensor]:
-        if segment not in self.seen:
-            self.seen[segment] = super()._tokens(segment, given, pooled_BF)
-        return self.seen[segment]
+    def _through(
+        self, context: Context | None, x_BNW: Tensor, own_BNN: Tensor, position_N: Tensor | None = None
+    ) -> tuple[Tensor, list[Cache]]:
+        positions = x_BNW.shape[1]
+        mask = own_BNN.expand(len(x_BNW), positions, positions)
+        if context is not None:
+            mask = torch.cat([context.visible_BP.unsqueeze(1).expand(-1, positions, -1), mask], dim=2)
+        place = torch.arange(positions) if position_N is None else position_N
+        if self.reads:
+            self.given.append((x_BNW, mask, place))
+            return super()._through(context, x_BNW, own_BNN, position_N)
+        parts, masks, places = zip(*self.given, (x_BNW, mask, place), strict=True)
+        whole = torch.cat([F.pad(m, (0, mask.shape[2] - m.shape[2])) for m in masks], dim=1)
+        x_BNW, cache = super()._through(None, torch.cat(parts, dim=1), whole, torch.cat(places))
+        return x_BNW[:, -positions:], cache
 
 
 @dataclass(frozen=True)
@@ -105,7 +118,7 @@ class Autoregressive(LatticeModel):
         written, where = self.embedding_of(Segment.ACTION), slice(first, first + before_BND.shape[1])
         index_BND = before_BND + written.digit_offset_D + written.offset_NS[where]
         x_BNW = F.embedding_bag(index_BND.flatten(0, 1), written.table, mode="sum").unflatten(0, index_BND.shape[:2])
-        summary_B1W = self.summary(F.gelu(context.pooled_BF)).unsqueeze(1)
+        summary_B1W = self.summary(F.gelu(self.pool_norm(context.pooled_BF))).unsqueeze(1)
         return x_BNW + self.segment[Segment.ACTION] + self.places(self.where_ACTION[where]) + summary_B1W
 
     def _token(self, h_BW: Tensor, dim: int, forced_BD: Tensor | None) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
