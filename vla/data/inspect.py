@@ -24,24 +24,28 @@ class InspectConfig:
     """Folder of the dataset, or a hub repository id."""
 
 
-def problems(has_plans: bool, has_pictures: bool) -> dict[str, int]:
+def problems(has_plans: bool, has_pictures: bool, has_state: bool = True) -> dict[str, int]:
     """How many training problems one frame yields, by query: one for every segment that is asked, in each copy.
 
-    A query asks every frame anew in each epoch, under masks of its own; this counts the questions, not the masks.
+    A query asks every frame anew in each epoch, under masks of its own; this counts the questions, not the masks. 0 for
+    a query that gives, or only asks, what the dataset lacks.
     """
     from vla.canvas import Segment
-    from vla.canvas.query import QUERIES, Part
-    from vla.diffusion.programs import COPIES
+    from vla.canvas.query import QUERIES
+    from vla.diffusion.corruption import COPIES
 
+    has = {
+        Segment.PLAN: has_plans,
+        Segment.GOAL_IMAGE: has_pictures,
+        Segment.FUTURE_IMAGE: has_pictures,
+        Segment.WAYPOINTS: has_state,
+    }
+    lacks = {segment for segment, there in has.items() if not there}
     counts = {}
     for name, query in QUERIES.items():
-        shown = query.future_image is not Part.ABSENT or query.goal_image is Part.GIVEN
-        asked = [
-            segment
-            for segment in query.asked
-            if (has_plans or segment is not Segment.PLAN) and (has_pictures or segment is not Segment.FUTURE_IMAGE)
-        ]
-        counts[name] = COPIES * len(asked) if has_pictures or not shown or name == "joint" else 0
+        asked = [segment for segment in query.asked if segment not in lacks]
+        whole = len(asked) == len(query.asked)  # of `joint` some may be missing, as long as it is more than the policy
+        counts[name] = COPIES * len(asked) if lacks.isdisjoint(query.given) and (whole or len(asked) > 1) else 0
     return counts
 
 
@@ -67,7 +71,7 @@ def describe(tables: "LeRobotFiles") -> dict[str, Any]:
         "tasks": dict(episodes.most_common()),
         "dimensions": dimensions,
         "plans": {"share_of_frames": float(told.mean()) if frames else 0.0, "different": len(tables.plans)},
-        "problems": problems(bool(told.any()), bool(tables.cameras)),
+        "problems": problems(bool(told.any()), bool(tables.cameras), bool(tables.state_names)),
     }
 
 
