@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 OURS = "ours"
 CONTENDERS = {
-    OURS: "this project's recipe: the lattice of masks, 2 evaluations",
-    "single_mask": "the recipe's network and data with plain single-mask diffusion, 8 evaluations",
+    OURS: "this project's recipe: the lattice of masks, 2 denoising steps",
+    "single_mask": "the recipe's network and data with plain single-mask diffusion, 8 denoising steps",
     "autoregressive": "the recipe's network as a causal decoder: token by token with cached keys and values",
     "regression": "the recipe's network, the whole chunk at once by L1 regression",
     "act": "LeRobot's ACT; the instruction is part of the state",
-    "diffusion": "LeRobot's Diffusion Policy, DDIM with 10 evaluations; the instruction is part of the state",
+    "diffusion": "LeRobot's Diffusion Policy, DDIM with 10 steps; the instruction is part of the state",
     "vqbet": "LeRobot's VQ-BeT; the instruction is part of the state",
-    "multi_task_dit": "LeRobot's multi-task DiT, DDIM with 10 evaluations, a small CLIP from scratch",
+    "multi_task_dit": "LeRobot's multi-task DiT, DDIM with 10 steps, a small CLIP from scratch",
 }
 """In the order in which they are run."""
 OF_OUR_NETWORK = (OURS, "single_mask", "autoregressive", "regression")

@@ -9,14 +9,17 @@ import copy
 import itertools
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from vla import randomness
+from vla.canvas import Segment
 from vla.data.batches import Batch, Batches
+from vla.model.transformer import Given
+from vla.train.session import Session, average
 from vla.train.setup import fit_steps
 
 UNKNOWN = 1_000_000_000
@@ -82,29 +85,31 @@ def fit(
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip)
             if torch.isfinite(value) and torch.isfinite(norm):
                 optimiser.step()
-                average(averaged, model, min(ema, (1 + step) / (10 + step)))
+                average(averaged, model, ema, step)
                 skipped = 0
             else:
                 skipped += 1
                 if skipped == 20:
                     raise ValueError(f"the loss has not been finite for 20 steps, at step {step}: lower its rate")
             losses.append(value.item())
-    for old, new in zip(averaged.buffers(), model.buffers(), strict=True):
-        old.copy_(new)
     last = losses[-max(1, len(losses) // 10) :]
     seconds = time.perf_counter() - began
     return averaged, {"steps": len(losses), "train_s": round(seconds, 1), "loss": sum(last) / len(last)}
 
 
+def seen(s: Session, batch: Batch, step: int) -> dict[Segment, Given]:
+    """What a policy of ours reads in training: the same pictures and words, and the state left out of the same samples,
+    as when `vla train` asks the query `policy` about all rows."""
+    key_B = keys(s.seed, step, batch)
+    rows = s.rows(batch, key_B)
+    left_out_B = randomness.uniform(key_B, "drop state") < s.recipe.drop_state
+    observed = replace(rows.observed, sees_state_B=~left_out_B)
+    return {Segment.INSTRUCTION: s.vocabulary.tokens(rows.words_BL), Segment.OBSERVATION: observed}
+
+
 def keys(seed: int, step: int, batch: Batch) -> Tensor:
-    """Of a training step's augmentation, int64 (B,): those of `vla train`, so that all see the same pictures."""
+    """All randomness of a training step's rows, int64 (B,): that of `vla train`, so that all see the same pictures."""
     return randomness.fold(seed, step, torch.arange(len(batch["actions"])))
-
-
-@torch.no_grad()
-def average(averaged: nn.Module, model: nn.Module, decay: float) -> None:
-    """averaged += (1 - decay) (model - averaged)."""
-    torch._foreach_lerp_(list(averaged.parameters()), list(model.parameters()), 1 - decay)
 
 
 def step_ms(

@@ -20,6 +20,9 @@ from benchmarks.rivals.fit import Budget, fit
 from benchmarks.rivals.settings import Settings
 from vla import checkpoint, recipes
 from vla.bench.ladder import VARIANTS
+from vla.bench.speed_paths import Autoregressive
+from vla.canvas import Segment
+from vla.canvas.query import QUERIES
 from vla.diffusion import Sampling
 from vla.model import LatticeModel, ModelConfig
 from vla.policy import Policy
@@ -30,8 +33,8 @@ from vla.train.setup import build
 
 UNLIMITED = 10_000_000
 """The recipe's number of steps is for its own budget: with --minutes, the wall-clock alone decides."""
-SINGLE_MASK = (*VARIANTS["single_mask"], "sampling.evaluations=8")
-"""As `vla bench lattice` has it, filled in 8 evaluations, its best."""
+SINGLE_MASK = (*VARIANTS["single_mask"], "sampling.num_inference_steps=8")
+"""As `vla bench lattice` has it, filled in 8 steps, its best."""
 WEIGHTS = "weights"
 
 
@@ -91,7 +94,8 @@ class SameNetwork:
     def train(self, settings: Settings, folder: Path) -> dict[str, Any]:
         """Train from scratch into `folder`. Returns the facts. ValueError for a recipe whose tokens are no bins."""
         config = train_config(settings, folder)
-        no_lattice = (f"arrangement={self.arrangement}", "programs.wrong=0", "programs.revise=0", "noise_indices=1")
+        no_lattice = [f"arrangement={self.arrangement}", "noise_indices=1", "queries.policy=1"]
+        no_lattice += [f"queries.{name}=0" for name in QUERIES if name != "policy"]
         recipe = recipes.get(config.recipe, (*config.set, *no_lattice))
         if recipe.actions != "bins":
             raise ValueError(f"expected a recipe with actions=bins for this rival, got '{recipe.actions}'")
@@ -106,7 +110,8 @@ class SameNetwork:
             recipe.grad_clip,
             recipe.ema,
         )
-        policy = self.policy(averaged, s.tokenizers, s.cache.fps, recipe.sampling, recipe.n_action_steps)  # type: ignore[arg-type]
+        acts = recipe.sampling, recipe.n_action_steps
+        policy = self.policy(averaged, s.tokenizers, s.cache.fps, *acts, trained=s.trained)  # type: ignore[arg-type]
         checkpoint.write_folder(self.weights(folder), policy.write)
         about = {"recipe": config.recipe, "overrides": [*config.set, *no_lattice]}
         return {"parameters": s.parameters, "precision": s.precision, "config": about, **facts}
@@ -118,10 +123,11 @@ class SameNetwork:
         """The trained policy; `rows`: of each evaluation of the network, padded."""
         checkpoint.verify(self.weights(folder))
         config = json.loads((self.weights(folder) / "config.json").read_text())
-        model = self.model(ModelConfig(**{**config["model"], "cameras": tuple(config["model"]["cameras"])}))
+        model = self.model(ModelConfig(**config["model"]))
         model.load_state_dict(checkpoint.load_tensors(self.weights(folder) / "model.safetensors"))
         tokenizers, sampling = Tokenizers.load(self.weights(folder)), Sampling(**config["sampling"])
-        return self.policy(model, tokenizers, config["fps"], sampling, config["n_action_steps"], rows=rows)
+        acts = sampling, config["n_action_steps"]
+        return self.policy(model, tokenizers, config["fps"], *acts, rows=rows, trained=config["queries"])
 
 
 def with_model(s: Session, kind: type[LatticeModel]) -> Session:
@@ -129,7 +135,8 @@ def with_model(s: Session, kind: type[LatticeModel]) -> Session:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(s.seed)
         model = kind(s.model.config)
-    model.head.allowed_ADV.copy_(s.tokenizers.action.allowed_ADV())
+    model.head_of(Segment.ACTION).allowed_ADV.copy_(s.tokenizers.action.allowed_ADV())
+    model.vision.load_state_dict(s.model.vision.state_dict())  # the dataset's mean picture is in it
     decay = s.recipe.weight_decay
     groups = [
         {"params": [p for p in model.parameters() if p.ndim >= 2], "weight_decay": decay},
@@ -142,9 +149,7 @@ def with_model(s: Session, kind: type[LatticeModel]) -> Session:
 MADE = {
     "ours": Lattice(),
     "single_mask": Lattice(SINGLE_MASK),
-    "autoregressive": SameNetwork(
-        autoregressive.AutoregressiveModel, autoregressive.AutoregressivePolicy, autoregressive.loss, "per_dim"
-    ),
+    "autoregressive": SameNetwork(Autoregressive, autoregressive.AutoregressivePolicy, autoregressive.loss, "per_dim"),
     "regression": SameNetwork(regression.RegressionModel, regression.RegressionPolicy, regression.loss, "per_step"),
 }
 """A contender's name and how it is made."""

@@ -39,7 +39,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "pretrained_backbone_weights": None,
         "spatial_softmax_num_keypoints": 64,  # ours
         "down_dims": (64, 128),  # a chunk of 8 allows three halvings; the default (512, 1024, 2048) is 260 M parameters
-        "noise_scheduler_type": "DDIM",  # 10 evaluations instead of DDPM's 100
+        "noise_scheduler_type": "DDIM",  # 10 steps instead of DDPM's 100
         "num_inference_steps": 10,
         "do_mask_loss_for_padding": True,  # as ours: nothing is learnt from beyond the end of an episode
         "optimizer_lr": 3e-3,  # default 1e-4; tried 1e-3, 3e-3, 6e-3

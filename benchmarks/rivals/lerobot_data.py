@@ -20,10 +20,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vla import randomness
 from vla.data.batches import Batch
 from vla.data.cache import FrameCache
 from vla.recipes import Recipe
-from vla.train.augment import harder
+from vla.train import augment
 
 IMAGE, STATE, ACTION = "observation.images.", "observation.state", "action"
 FRAMES_FOR_STATISTICS = 4000
@@ -87,8 +88,9 @@ class Inputs:
         }
 
     def batch(self, batch: Batch) -> Batch:
-        """A batch of `vla.data.batches`, as LeRobot's loader would give it."""
-        found = self.observation(batch["images"], batch["state"], [self.tasks[i] for i in batch["task_index"]])
+        """A batch of `vla.data.batches`, as LeRobot's loader would give it: the present moment."""
+        images = {camera: pictures[:, -1] for camera, pictures in batch["images"].items()}
+        found = self.observation(images, batch["state"][:, -1], [self.tasks[i] for i in batch["task_index"]])
         if self.stacked:
             found = {k: v.unsqueeze(1) if isinstance(v, Tensor) else v for k, v in found.items()}
         return found | {
@@ -98,16 +100,16 @@ class Inputs:
 
 
 def augmented(batch: Batch, recipe: Recipe, key_B: Tensor, middle_S: np.ndarray) -> Batch:
-    """The batch as the recipe augments it: pictures moved and relit, the state left out of some samples.
+    """The batch as the recipe augments it: pictures moved and relit, the state left out of the same samples as ours.
 
     A state that is left out is the mean one, `middle_S`; the instruction, which is appended later, stays.
     """
-    if not (recipe.shift or recipe.light or recipe.state_dropout):
+    if not (recipe.shift or recipe.light or recipe.drop_state):
         return batch
     pictures = {c: torch.from_numpy(x) for c, x in batch["images"].items()}
-    pictures, from_middle_BS = harder(pictures, torch.from_numpy(batch["state"] - middle_S), key_B, recipe)
-    images = {c: x.numpy() for c, x in pictures.items()}
-    return batch | {"images": images, "state": middle_S + from_middle_BS.numpy()}
+    images = {c: x.numpy() for c, x in augment.augmented(pictures, key_B, recipe).items()}
+    left_out_B = (randomness.uniform(key_B, "drop state") < recipe.drop_state).numpy()
+    return batch | {"images": images, "state": np.where(left_out_B[:, None, None], middle_S, batch["state"])}
 
 
 def statistics(cache: FrameCache, code: SentenceCode | None) -> dict[str, dict[str, Tensor]]:

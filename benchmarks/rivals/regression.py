@@ -1,22 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
 """The rival without tokens: our network regresses the whole chunk at once, mean absolute error (as OpenVLA-OFT does).
 
-Same prefix, same canvas positions with nothing known, same blocks; a linear layer reads a timestep's actions off its
+Same context, same positions with nothing known, same layers; a linear layer reads a timestep's actions off its
 position. Actions are scaled to [-1, 1] by the limits of the tokenizer that the others use.
 
 Shapes: B samples, N = H positions and timesteps, A action dimensions, W width.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.rivals.fit import keys
-from vla.canvas import hidden
-from vla.diffusion.sampler import Trace
-from vla.model import LatticeModel, ModelConfig, Prefix
-from vla.policy import Observation, Policy
+from benchmarks.rivals.fit import seen
+from vla.canvas import Segment, all_masked
+from vla.canvas.query import Question
+from vla.diffusion import Sampling
+from vla.model import Context, LatticeModel, ModelConfig
+from vla.policy import Answer, Policy, SegmentOutput
+from vla.policy.encoding import one_shape
 from vla.tokenizers.actions import ActionTokenizer
 from vla.train.session import Session
 
@@ -26,7 +30,7 @@ class LinearHead(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.out = nn.Linear(config.width, config.action_dims)
+        self.layout, self.out = config.layout, nn.Linear(config.width, config.action_dims)
         every_digit = torch.ones(config.action_dims, config.digits, config.base, dtype=torch.bool)
         self.register_buffer("allowed_ADV", every_digit)  # a Policy sets it; nothing here reads it
 
@@ -42,20 +46,13 @@ class RegressionModel(LatticeModel):
         super().__init__(config)
         if config.arrangement != "per_step":
             raise ValueError(f"expected the arrangement 'per_step' for regression, got '{config.arrangement}'")
-        self.head = LinearHead(config)  # type: ignore[assignment]
+        self.heads[Segment.ACTION.name] = LinearHead(config)
 
-    def chunk(self, prefix: Prefix) -> Tensor:
-        """The scaled actions of a prefix, float32 (B, H, A), in about [-1, 1]."""
-        layout = self.config.layout
-        shape = (prefix.summary_BW.shape[0], layout.positions, layout.sub_tokens)
-        nothing = hidden(shape, layout.digits, prefix.summary_BW.device)
-        return self.head(self.decode(prefix, nothing))
-
-
-def scale(actions_BHA: Tensor, tokenizer: ActionTokenizer) -> Tensor:
-    """Dataset units -> [-1, 1], clipped as the tokenizer clips."""
-    low, high = torch.tensor(tokenizer.low), torch.tensor(tokenizer.high)
-    return (2 * (actions_BHA - low) / (high - low) - 1).clamp(-1, 1).float()
+    def chunk(self, context: Context) -> Tensor:
+        """The scaled actions of what was read, float32 (B, H, A), in about [-1, 1]."""
+        layout, action = self.config.layout, Segment.ACTION
+        nothing = all_masked(layout.shape(len(context.pooled_BF)), layout.digits, context.pooled_BF.device)
+        return self.head_of(action)(self.decode(context, {action: nothing})[action])
 
 
 def unscale(scaled_BHA: Tensor, tokenizer: ActionTokenizer) -> Tensor:
@@ -67,33 +64,26 @@ def unscale(scaled_BHA: Tensor, tokenizer: ActionTokenizer) -> Tensor:
 
 
 def loss(s: Session, model: nn.Module, batch: dict[str, Any], step: int, total: int) -> Tensor:
-    """Mean absolute error of the scaled actions within the episode, a scalar; and the recipe's aid `ahead`."""
+    """Mean absolute error of the scaled actions within the episode, a scalar."""
     assert isinstance(model, RegressionModel)
-    target_BHA = scale(torch.from_numpy(batch["actions"]), s.tokenizers.action)
+    target_BHA = s.tokenizers.action.scaled(torch.from_numpy(batch["actions"]))
     with s.autocast():
-        prefix = model.encode(*s.inputs(batch, keys(s.seed, step, batch)))
-        chunk_BHA = model.chunk(prefix)
-        aid = s.recipe.ahead * s.ahead_loss(prefix, batch["ahead"]) if model.ahead is not None else 0.0
+        chunk_BHA = model.chunk(model.read(None, seen(s, batch, step)))
     real_BHA = torch.from_numpy(~batch["is_pad"]).unsqueeze(-1).expand_as(target_BHA)
-    return (chunk_BHA - target_BHA).abs()[real_BHA].mean() + aid
+    return (chunk_BHA - target_BHA).abs()[real_BHA].mean()
 
 
 class RegressionPolicy(Policy):
-    """Acts with a RegressionModel."""
+    """Acts with a RegressionModel. It knows the query `policy` alone: nothing can be painted into."""
 
     model: RegressionModel
 
     @torch.inference_mode()
-    def _decide_actions(
-        self,
-        observations: list[Observation],
-        keys: list[tuple[int, int]],
-        committed: list[Any] | None,
-        trace: Trace | None,
-        previous: Any = None,
-        start: Any = None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        if committed is not None:
-            raise ValueError("expected no committed actions: regression has nothing to paint into; use a token policy")
-        actions_BHA = unscale(self.model.chunk(self.model.encode(*self.inputs(observations))), self.tokenizers.action)
-        return actions_BHA, torch.ones_like(actions_BHA), torch.full((len(actions_BHA),), self.horizon)
+    def _answer(
+        self, questions: Sequence[Question], keys: Sequence[tuple[int, int]], sampling: Sampling, *more: Any
+    ) -> Answer:
+        context = self.model.read(None, self.encoder.given(questions, one_shape(questions, keys)))
+        values = unscale(self.model.chunk(context), self.tokenizers.action).numpy()
+        digits = self.tokenizers.action.encode(torch.from_numpy(values)).numpy()
+        actions = SegmentOutput(values, digits, np.ones_like(values))
+        return Answer(actions=actions, steps=1, lengths=np.full(len(values), self.horizon))
