@@ -135,12 +135,16 @@ class Encoder:
 
     def actions(self, chunks: Sequence[Any]) -> Tensor:
         """int64 (B, N, S, D): given actions. ValueError for another shape."""
-        layout, names = self.model.config.layout, list(self.tokenizers.action.names)
-        shape = (self.tokenizers.action.chunk_steps(layout.horizon), len(names))
+        layout = self.model.config.layout
+        self._check_chunks(chunks)
+        return layout.fold(self.tokenizers.action.encode(self._to(np.stack(chunks).astype(np.float32))))
+
+    def _check_chunks(self, chunks: Sequence[Any]) -> None:
+        names = list(self.tokenizers.action.names)
+        shape = (self.tokenizers.action.chunk_steps(self.model.config.layout.horizon), len(names))
         for values in chunks:
             if np.shape(values) != shape:
                 raise ValueError(f"expected actions of shape {shape} (steps, {names}), got {np.shape(values)}")
-        return layout.fold(self.tokenizers.action.encode(self._to(np.stack(chunks).astype(np.float32))))
 
     def _partial(self, parts: Sequence[PartialActions]) -> State:
         """What is known of actions: a state whose known digits are committed."""
@@ -150,6 +154,7 @@ class Encoder:
                 "speak about the whole chunk; train with actions=bins"
             )
         layout = self.model.config.layout
+        self._check_chunks([p.values for p in parts])
         known = np.stack([p.levels(layout.digits) for p in parts])
         values = np.where(known > 0, np.stack([p.values for p in parts]), np.array(self.tokenizers.action.low))
         digits_BNSD, known_BHA = self.actions(list(values)), self._to(known)
