@@ -6,9 +6,9 @@ import torch
 
 from vla import randomness
 from vla.canvas import Segment, query, unmasked
-from vla.canvas.query import QUERIES, WRITTEN, Question
+from vla.canvas.query import FIELDS, QUERIES, WRITTEN, Question
 from vla.model import LatticeModel, ModelConfig, Observed, Tokens
-from vla.policy import Policy
+from vla.policy import Observation, Policy
 from vla.tokenizers import (
     BinTokenizer,
     ImageTokenizer,
@@ -125,17 +125,9 @@ def a_policy(trained=tuple(QUERIES), **changes) -> Policy:
     state = StateScaler.fit(actions, NAMES)
     waypoints = BinTokenizer.of_states(actions, NAMES)
     tokenizers = Tokenizers(BinTokenizer.fit(actions, NAMES), state, text, words, image, waypoints)
-    config = every_segment(
-        image_size=64,
-        n_obs_steps=1,
-        word_radices=words.numerals.radices,
-        text_length=text.length,
-        plan_length=8,
-        code_radices=image.numerals.radices,
-        codes=image.positions,
-        layers=1,
-        **changes,
-    )
+    fitted = {"word_radices": words.numerals.radices, "text_length": text.length, "plan_length": 8}
+    fitted |= {"code_radices": image.numerals.radices, "codes": image.positions}
+    config = every_segment(**({"image_size": 64, "n_obs_steps": 1, "layers": 1} | fitted | changes))
     return Policy(shaken(config), tokenizers, fps=10, trained=trained)
 
 
@@ -144,9 +136,14 @@ def pictures(seed):
     return {c: rng.integers(0, 256, (64, 64, 3), dtype=np.uint8) for c in CAMERAS}
 
 
+def observation(seed=0) -> Observation:
+    return Observation(pictures(seed), np.full(3, 0.1 * seed, np.float32), "reach the blue block")
+
+
 def now(seed=0, **values):
     """A question of which nothing is asked yet."""
-    return Question(pictures(seed), np.full(3, 0.1 * seed, np.float32), "reach the blue block", **values)
+    seen = observation(seed)
+    return Question(seen.images, seen.state, seen.instruction, **values)
 
 
 def chunk(seed):
@@ -177,5 +174,5 @@ QUESTIONS = {
     "joint": lambda s: query.joint(now(s)),
 }
 """A question of each query, of a seed."""
-OUTPUTS = ("instruction", "plan", "waypoints", "future_image", "actions")
-assert {QUERIES.keys() == QUESTIONS.keys(), len(WRITTEN) == len(OUTPUTS)} == {True}
+OUTPUTS = tuple(FIELDS[segment] for segment in WRITTEN)
+"""What an answer may have."""

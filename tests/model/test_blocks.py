@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The block is that of Llama and of Qwen, weight for weight; attention and pooling do as they say."""
+"""The block is that of Llama and of Qwen, weight for weight."""
 
 import pytest
 import torch
 
-from vla.model.blocks import Block, Pool, attend, rotation
+from vla.model.blocks import Block, attend, rotation
 
 
 @torch.no_grad()
@@ -47,14 +47,3 @@ def test_every_query_head_has_its_group_of_keys():
         scores = q[:, head] @ k[:, head // 3].mT / 2
         expected = scores.masked_fill(~visible[:, 0], float("-inf")).softmax(-1) @ v[:, head // 3]
         assert torch.allclose(found[:, head], expected, atol=1e-6)
-
-
-@torch.no_grad()
-def test_a_pool_sees_what_is_there_and_finds_nothing_where_nothing_is():
-    torch.manual_seed(0)
-    pool, x_BNW = Pool(16, 4, 6), torch.randn(3, 5, 16)
-    there_BN = torch.arange(5) < torch.tensor([[5], [2], [0]])
-    found = pool(x_BNW, there_BN)
-    assert found.shape == (3, 6) and not found[2].any() and found[:2].any(1).all()
-    assert torch.allclose(pool(x_BNW[1:2, :2], there_BN[1:2, :2]), found[1:2], atol=1e-6)
-    assert torch.equal(pool(torch.where(there_BN.unsqueeze(-1), x_BNW, 9.0), there_BN), found)
