@@ -25,10 +25,10 @@ TIERS = ("tier1", "tier2", "tier3")
 
 def run(policy: str, episodes: int) -> dict[str, Any]:
     """Evaluate and return the results file's content."""
-    with tempfile.TemporaryDirectory() as room:
+    with tempfile.TemporaryDirectory() as work:
 
         def ask(name: str, **settings: Any) -> Any:
-            return evaluate(EvalConfig(policy=policy, out=Path(room) / name, videos=0, name=name, **settings))
+            return evaluate(EvalConfig(policy=policy, out=Path(work) / name, videos=0, name=name, **settings))
 
         everything = ask("all", suite="all", episodes=episodes)
         swapped = ask("swapped", suite="tier1", episodes=episodes // 3, instruction="swapped")
@@ -60,8 +60,8 @@ def run(policy: str, episodes: int) -> dict[str, Any]:
     return results("checkpoint", [*rows, told], "0.. of each task", extra)
 
 
-def card(results: dict[str, Any], config: dict[str, Any]) -> str:
-    """The model card: how it was made, what it reaches."""
+def card(name: str, results: dict[str, Any], config: dict[str, Any]) -> str:
+    """The model card of a shipped checkpoint: how it was made, what it reaches."""
     percent = [
         f"{100 * r['value']:.1f} ({100 * r['interval'][0]:.1f}-{100 * r['interval'][1]:.1f})" for r in results["rows"]
     ]
@@ -69,16 +69,17 @@ def card(results: dict[str, Any], config: dict[str, Any]) -> str:
     recipe = config["recipe"]["name"]
     return "\n".join(
         [
-            f"# {recipe}",
+            f"# {name}",
             "",
-            "A shipped checkpoint for the tabletop, from 64 px pixels and words. Made by",
+            f"A shipped checkpoint for the tabletop, from 64 px pixels and words. It answers "
+            f"{', '.join(config['queries'])}. Made by",
             "",
             "```bash",
             "vla record --suite all --episodes 15000 --seed 2000000 --out runs/ship/dataset",
             f"vla train --dataset runs/ship/dataset --out runs/ship/train --recipe {recipe} --steps {config['step']} "
             "--threads 1",
-            "vla export --checkpoint runs/ship/train/checkpoints/last --out vla/checkpoints/tabletop_nano",
-            "python benchmarks/checkpoint.py",
+            f"vla export --checkpoint runs/ship/train/checkpoints/last --out vla/checkpoints/{name}",
+            f"python benchmarks/checkpoint.py --policy {name}",
             "```",
             "",
             f"Measured on {results['machine']} ({results['date'][:10]}); success in % (95 %):",
@@ -103,7 +104,7 @@ def main() -> None:
     measured = run(arguments.policy, arguments.episodes)
     write(measured, RESULTS)
     folder = resolve(arguments.policy)
-    (folder / "README.md").write_text(card(measured, json.loads((folder / "config.json").read_text())))
+    (folder / "README.md").write_text(card(folder.name, measured, json.loads((folder / "config.json").read_text())))
     show(measured, Console())
 
 

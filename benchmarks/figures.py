@@ -12,12 +12,32 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 BEGIN, END = "<!-- figures -->", "<!-- /figures -->"
-SHOWN = {
+SECOND_EDITION = "2026-11-28T23:00"
+"""The redesign of the core: what was measured before was measured on another network."""
+WITHOUT_NETWORK = ("data",)
+"""Files whose rows no network has a part in."""
+SHOWN: dict[str, dict[str, str]] = {
+    "heard": {
+        "pairs_heard": "pairs of (asked, given) in which what is given is heard: own condition against a swapped one",
+        "committed_ratio": "actions after four committed ones that were executed: error told / not told",
+        "committed_ratio_push": "the same after a push: error told / not told",
+        "committed_ratio_unified": "actions after four committed ones, unified checkpoint: error told / not told",
+        "committed_ratio_push_unified": "the same after a push, unified checkpoint: error told / not told",
+        "infill_ratio": "two ways round a wall: error with the own last steps / with those of the other way",
+        "plan_ratio": "actions given a plan and no instruction: error with the own plan / with another one",
+        "future_given_ratio": "actions given the future image: error with the own / with another episode's",
+        "future_block_ratio": "actions after a decided future image: error with the own / with another episode's",
+        "world_model_ratio": "future image given actions: squared error with the own / with another episode's",
+        "world_model_extremes": "future image after all-right and all-left: correlation with the true difference",
+        "label_accuracy_cloze": "instruction of an episode by the cloze alone, whole sentence right",
+        "delay_gain_8": "delay of eight steps, tiers 2 and 3: success told minus not told",
+        "delay_loss_8": "delay of eight steps, tiers 2 and 3: success without a delay minus told",
+    },
     "demo": {
-        "success": "demo: success of the policy that `make demo` trains (reach and push)",
-        "swapped_success": "demo: told about another block, judged by the first",
-        "random_success": "demo: random actions",
-        "minutes": "demo: everything",
+        "success": "success of the policy that `make demo` trains (reach and push)",
+        "swapped_success": "that policy told about another block, judged by the first",
+        "random_success": "random actions",
+        "minutes": "`make demo`, everything",
         "record_fps_per_core": "simulate and render at 96 px, a core",
         "loader_fps": "cached frames into training batches at 96 px",
     },
@@ -28,15 +48,16 @@ SHOWN = {
         "checkpoint_success_tier3": "shipped checkpoint: tier 3, stack and relations",
     },
     "robustness": {
-        "robustness_distractors_difference": "shipped checkpoint: what other things on the table cost",
+        "robustness_distractors_difference": "shipped checkpoint: other things on the table",
         "robustness_held_out_positions_difference": "shipped checkpoint: objects where training placed none",
         "robustness_paraphrase_difference": "shipped checkpoint: told the same in other words",
         "robustness_light_difference": "shipped checkpoint: in other light",
         "robustness_camera_shift_difference": "shipped checkpoint: a camera moved by 2-3 cm and 2-3 degrees",
+        "robustness_action_delay_difference": "shipped checkpoint: every action two steps late",
     },
     "rivals_tabletop": {
-        "tabletop_ours": "reach and push, seven minutes of training on one core each: ours",
-        "tabletop_vs_single_mask": "ours minus our network with single-mask diffusion, 8 evaluations",
+        "tabletop_ours": "reach and push, seven minutes of training on one core each, one training each: ours",
+        "tabletop_vs_single_mask": "ours minus our network with single-mask diffusion, 8 denoising steps",
         "tabletop_vs_autoregressive": "ours minus our network, autoregressive",
         "tabletop_vs_regression": "ours minus our network with L1 regression",
         "tabletop_vs_act": "ours minus LeRobot's ACT, from scratch",
@@ -46,20 +67,57 @@ SHOWN = {
     },
     "metaworld_mt10_small": {
         "mt10_success": "Meta-World MT10, one network, 50 demonstrations a task",
-        "mt10_minutes": "the same: recording and training",
+        "mt10_minutes": "Meta-World MT10: recording and training",
     },
     "rivals_mt10": {
-        "mt10_ours": "MT10, fifteen minutes of training on one core each: ours",
-        "mt10_vs_single_mask": "ours minus our network with single-mask diffusion, 8 evaluations",
-        "mt10_vs_autoregressive": "ours minus our network, autoregressive",
-        "mt10_vs_regression": "ours minus our network with L1 regression",
-        "mt10_vs_act": "ours minus LeRobot's ACT, from scratch",
-        "mt10_vs_diffusion": "ours minus LeRobot's Diffusion Policy, from scratch",
-        "mt10_vs_vqbet": "ours minus LeRobot's VQ-BeT, from scratch",
-        "mt10_vs_multi_task_dit": "ours minus LeRobot's multi-task DiT, from scratch",
+        "mt10_ours": "MT10, fifteen minutes of training on one core each, one training each: ours",
+        "mt10_vs_single_mask": "MT10: ours minus our network with single-mask diffusion, 8 denoising steps",
+        "mt10_vs_autoregressive": "MT10: ours minus our network, autoregressive, without the mean picture of ours",
+        "mt10_vs_regression": "MT10: ours minus our network with L1 regression, without the mean picture of ours",
+        "mt10_vs_act": "MT10: ours minus LeRobot's ACT, from scratch",
+        "mt10_vs_diffusion": "MT10: ours minus LeRobot's Diffusion Policy, from scratch",
+        "mt10_vs_vqbet": "MT10: ours minus LeRobot's VQ-BeT, from scratch",
+        "mt10_vs_multi_task_dit": "MT10: ours minus LeRobot's multi-task DiT, from scratch",
+    },
+    "lattice": {
+        "bimodal_joint_1nfe": "two-mode task, one denoising step: whole chunks right, lattice with a noise index",
+        "bimodal_joint_1nfe_no_index": "two-mode task, one denoising step: lattice without an index",
+        "bimodal_joint_1nfe_single_mask_index": "two-mode task, one denoising step: one mask with a noise index",
+        "bimodal_joint_1nfe_single_mask": "two-mode task, one denoising step: one mask without an index",
+        "success_nfe_2": "tabletop from state, lattice, 2 denoising steps",
+        "single_mask_nfe_2": "tabletop from state, one mask, 2 denoising steps",
+        "single_mask_nfe_8": "tabletop from state, one mask, 8 denoising steps",
+        "chain_bits": "likelihood of held-out chunks, a token at a time: lattice",
+        "single_mask_chain_bits": "likelihood of held-out chunks, a token at a time: one mask",
+        "factorisation_gap_ratio_t2": "what deciding in 2 denoising steps costs beyond that: lattice / one mask",
+    },
+    "speed": {
+        "nano_graph_p50_ms": "a decision of the tabletop's network (1 M parameters), observation to actions, one graph",
+        "small_graph_p50_ms": "a decision of 30 M parameters, two cameras of 96 px, one graph",
+        "served_graph_p50_ms": "end-to-end latency p50, client on the same host, 20 Hz, vla serve --compile",
+        "cache_speedup": "the exact cache at 8 denoising steps: times as fast",
+        "cache_speedup_long": "the exact cache at 8 denoising steps, an instruction of 512 words: times as fast",
+        "latency_ratio_to_ar_nano": "time of ours / of the same network one token after the other, 1 M parameters",
+        "latency_ratio_to_ar_small": "time of ours / of the same network one token after the other, 30 M parameters",
+        "latency_ratio_to_ar_base": "time of ours / of the same network one token after the other, 100 M parameters",
+        "student_minus_teacher": "student of 1 denoising step minus its teacher of 8, all 15 templates",
+        "student_minus_teacher_at_1": "student of 1 denoising step minus its teacher in 1, all 15 templates",
+        "int8_size_ratio_nano": "weights of eight bits: size of the shipped checkpoint's file",
+        "int8_success_loss": "weights of eight bits: success lost",
+        "gpu_p50_ms": "a decision of 100 M parameters on a GPU, observation to actions, one graph",
+    },
+    "rivals_speed": {
+        f"latency_ratio_to_{name}{end}": f"a chunk of ours{how} / of {whose}, with no more parameters, eager"
+        for end, how in (("_eager", ", eager"), ("", ", compiled"))
+        for name, whose in {
+            "act": "LeRobot's ACT",
+            "diffusion": "Diffusion Policy (DDIM, ten steps)",
+            "multi_task_dit": "multi-task DiT (DDIM, ten steps)",
+            "vqbet": "VQ-BeT",
+        }.items()
     },
     "eval_throughput": {
-        "eval_throughput_ratio": "evaluation on Meta-World against lerobot-eval, environment steps a second",
+        "eval_throughput_ratio": "environment steps a second on Meta-World: vla eval (96 px) / lerobot-eval (480 px)",
     },
     "lerobot": {
         "eval": "inside LeRobot: lerobot-eval, reach and push, the shipped checkpoint",
@@ -68,101 +126,75 @@ SHOWN = {
         "rollout_rtc": "inside LeRobot: lerobot-rollout with real-time chunking, simulated robot at 10 Hz",
     },
     "data": {
-        "cache_fps_96": "frames of 96 px into batches: our cache, 55 MB that a processor may hold",
-        "lerobot_video_fps_96": "the same: LeRobot's video",
-        "ratio_96": "the same: our cache against LeRobot's video",
+        "cache_fps_96": "frames of 96 px into batches, our cache, 55 MB that a processor may hold",
+        "lerobot_video_fps_96": "frames of 96 px into batches, LeRobot's video",
+        "ratio_96": "frames into batches: our cache / LeRobot's video",
         "cache_build_fps": "LeRobot's video decoded into the cache, once",
-    },
-    "queries": {
-        "queries_beating_prior": "one checkpoint, eight questions: those answered better than without a network",
-        "unified_success": "the same checkpoint in closed loop, reach and push, actions alone",
-        "joint_minus_sequential": "plan, future image and actions together, minus one after the other",
-        "evaluations_saved": "chunks executed for as long as they are sure: decisions saved",
-        "delay_4_drop": "success lost to a delay of four control steps",
-        "label_accuracy": "instructions of held-out episodes found, among the 30 that are known",
-        "label_in_own_words": "the same in its own words, with nothing to choose from",
-        "inverse_error_ratio": "inverse dynamics: error against a network that learns nothing else",
-        "plan_effective_ratio": "plans: positions evaluated that became words",
-        "future_image_gain": "what learning future images adds to acting",
-        "low_data_ratio": "100 demonstrations: success with all questions against actions alone",
-        "low_data_video_ratio": "the same, all questions having 900 more without actions, and acting on waypoints",
-        "limit_violations": "limits broken in 100,000 sampled chunks",
-        "prefix_bit_exact": "committed actions that come back bit by bit",
-    },
-    "speed": {
-        "nano_graph_p50_ms": "a decision of the tabletop's network (1 M parameters), observation to actions, one graph",
-        "small_graph_p50_ms": "the same with 30 M parameters, two cameras of 96 px",
-        "served_graph_p50_ms": "what a robot waits for vla serve --compile on its machine, twenty times a second",
-        "cache_speedup": "the exact prefix cache, 8 evaluations, a prefix of 512 words: times as fast",
-        "latency_ratio_to_ar_nano": "the same network one token after the other: ours takes, of its time, 32 tokens",
-        "latency_ratio_to_ar_small": "the same with 30 M, 64 tokens",
-        "latency_ratio_to_ar_base": "the same with 136 M, 200 tokens",
-        "speculative_speedup": "self-speculation, 16 evaluations, the same tokens: passes saved, times",
-        "student_success_ratio": "a student of 1 evaluation: success over that of its teacher of 8, all 15 templates",
-        "student_mode_coverage": "the same on a bimodal task: modes kept",
-        "int8_size_ratio_nano": "weights of eight bits: size of the shipped checkpoint's file",
-        "int8_success_loss": "the same: success lost",
-    },
-    "rivals_speed": {
-        "latency_ratio_to_act": "a chunk of ours, as one graph, of the time of LeRobot's ACT with no more parameters",
-        "latency_ratio_to_diffusion": "the same of Diffusion Policy, DDIM with ten evaluations",
-        "latency_ratio_to_multi_task_dit": "the same of multi-task DiT, DDIM with ten evaluations",
-        "latency_ratio_to_vqbet": "the same of VQ-BeT",
     },
     "survival": {
         "decoder_frames": "random and mutated frames into the server's decoder",
-        "server_frames": "the same by websocket into a real server",
-        "crashes": "processes that died of it",
-        "uncaught": "frames that raised or were answered as they should not",
+        "server_frames": "random and mutated frames by websocket into a real server",
+        "crashes": "fuzzing: processes that died",
+        "uncaught": "fuzzing: unhandled exceptions and wrong answers",
         "train_kills": "trainings killed at random instants, also while saving, and resumed",
-        "train_kills_bit_identical": "of these, with the losses and weights of one that nobody killed, bit by bit",
+        "train_kills_bit_identical": "killed trainings with the losses and weights of one that was not, bit by bit",
         "record_eval_kills": "recordings and evaluations killed and resumed",
-        "episodes_lost": "episodes lost by it",
-        "episodes_duplicated": "episodes that were run twice",
+        "episodes_lost": "killed recordings and evaluations: episodes lost",
+        "episodes_duplicated": "killed recordings and evaluations: episodes that were run twice",
         "disconnects": "connections cut at random points",
         "clients": "clients at once, all answered right",
-        "server_overhead_p50_ms": "what the server costs beside bare inference, three cameras of 224 px, p50",
-        "server_overhead_p95_ms": "the same, p95",
-        "server_beside_policy_p50_ms": "what a client waits beside the network's own time in the server, p50",
+        "server_beside_policy_p50_ms": "client's time minus the network's own, three cameras of 224 px, p50",
+        "server_beside_policy_p95_ms": "client's time minus the network's own, three cameras of 224 px, p95",
         "soak_p99_drift": "an hour of requests: how much slower the slowest hundredth became",
-        "soak_rss_growth_mb": "the same: memory grown",
+        "soak_rss_growth_mb": "an hour of requests: memory grown",
     },
     "openpi_client": {
-        "openpi_websockets_old": "openpi's unmodified client, with an old websockets: checks passed of 13",
-        "openpi_websockets_newest": "the same with the newest websockets",
-    },
-    "lattice": {
-        "bimodal_joint_1nfe": "two-mode task, one evaluation: whole chunks right, with the noise index",
-        "bimodal_joint_1nfe_single_mask": "the same with one mask",
-        "success_nfe_2": "tabletop from state, lattice, 2 evaluations",
-        "single_mask_nfe_2": "tabletop from state, one mask, 2 evaluations",
-        "single_mask_nfe_8": "tabletop from state, one mask, 8 evaluations",
-        "quality_auroc": "quality head on 15 % false tokens, AUROC",
-        "repair_rate": "false tokens mended in two more evaluations",
+        "openpi_websockets_old": "openpi's unmodified client, with an old websockets: checks passed",
+        "openpi_websockets_newest": "openpi's unmodified client, with the newest websockets: checks passed",
     },
 }
-DIFFERENCES = "_difference", "_vs_", "_minus_", "_gain", "_drop"
+DIFFERENCES = "_difference", "_vs_", "_minus_", "_loss"
 """Ids of rows that are a difference of two rates."""
+COUNTED = "pairs", "checks"
+"""Units of which there are `n`."""
 
 
 def cell(row: dict[str, Any]) -> str:
-    if row["unit"] in ("fraction", "success") and row["interval"]:
-        low, high = (f"{100 * end:.1f}" for end in row["interval"])
-        between = f"{low}-{high}" if row["interval"][0] >= 0 else f"{low} to {high}"
-        sign = "points" if any(word in row["id"] for word in DIFFERENCES) else "%"
-        return f"{100 * row['value']:.1f} {sign} ({between}, n = {row['n']})"
-    if row["unit"] in ("fraction", "success"):
-        return f"{100 * row['value']:.1f} %"
-    if row["value"] is None:
-        return f"not measured ({row['note']})"
-    unit = {"1/s": "frames/s", "parameters": "", "x": "times", "ratio": ""}.get(row["unit"], row["unit"])
-    value = row["value"]
-    return f"{round(value) if abs(value) >= 1000 or value == round(value) else round(value, 2):,} {unit}".rstrip()
+    value, unit, interval = row["value"], row["unit"], row.get("interval")
+    if value is None:
+        return row["note"] or "not measured"
+    if unit in ("fraction", "success"):
+        unit, value = "points" if any(word in row["id"] for word in DIFFERENCES) else "%", 100 * value
+        interval = interval and [100 * end for end in interval]
+        number = "{:.1f}".format
+    else:
+        unit = {"1/s": "frames/s", "parameters": "", "x": "times", "ratio": "", "correlation": ""}.get(unit, unit)
+        number = _number
+    of = f" of {row['n']}" if unit in COUNTED else ""
+    text = f"{number(value)}{of} {unit}".rstrip()
+    if not interval:
+        return text
+    low, high = map(number, interval)
+    between = f"{low}-{high}" if interval[0] >= 0 else f"{low} to {high}"
+    return f"{text} ({between}{f', n = {row["n"]}' if row.get('n') else ''})"
+
+
+def _number(value: float) -> str:
+    return f"{round(value) if abs(value) >= 1000 or value == round(value) else round(value, 2):,}"
 
 
 def goal(row: dict[str, Any]) -> str:
     text = row.get("goal", "")
     return f"{text} (**not met**)" if row.get("passes") is False else text
+
+
+def edition(results: dict[str, Any]) -> str:
+    """ "first edition's network" of what was measured before the redesign, wholly or in part; else ""."""
+    parts = results.get("parts", {}).values()
+    dates = [part.get("date", "") for part in parts] or [results["date"]]
+    if results["bench"] in WITHOUT_NETWORK or min(dates) >= SECOND_EDITION:
+        return ""
+    return f"{'' if max(dates) < SECOND_EDITION else 'in part '}first edition's network"
 
 
 def commits(results: dict[str, Any]) -> str:
@@ -174,16 +206,18 @@ def commits(results: dict[str, Any]) -> str:
 
 def figures() -> str:
     """The Markdown between the markers."""
-    lines, sources = ["| measured | value | goal |", "|---|---|---|"], dict[str, list[str]]()
+    lines, machines = ["| measured | value | goal |", "|---|---|---|"], dict[str, list[str]]()
     for bench, shown in SHOWN.items():
         path = ROOT / "benchmarks" / "results" / f"{bench}.json"
         if not path.exists():
             continue
         results = json.loads(path.read_text())
         rows = {row["id"]: row for row in results["rows"]}
-        sources.setdefault(results["machine"], []).append(f"{path.name} ({commits(results)})")
+        machines.setdefault(results["machine"], []).append(path.name)
+        about = "; ".join(filter(None, (commits(results), edition(results))))
+        lines.append(f"| **{path.name}** ({about}) | | |")
         lines += [f"| {text} | {cell(rows[i])} | {goal(rows[i])} |" for i, text in shown.items() if i in rows]
-    files = "; ".join(f"on {machine}: {', '.join(names)}" for machine, names in sources.items())
+    files = "; ".join(f"on {machine}: {', '.join(names)}" for machine, names in machines.items())
     notes = f"Success with 95 % intervals, on seeds that were never recorded. From `benchmarks/results/`, {files}."
     return "\n".join([BEGIN, *lines, "", notes, END])
 

@@ -206,8 +206,8 @@ def test_overhead_is_the_difference_of_percentiles():
     value, (low, high) = difference(bare, bare + draw.normal(1.5, 0.1, 400), 50)
     assert low < value < high and value == pytest.approx(1.5, abs=0.2)
     rows = overhead_rows(Pairs([50.0] * 20, [51.0] * 19 + [90.0], [50.5] * 20, equal=20), 20)
-    assert [row.id for row in rows][::5] == ["server_overhead_p50_ms", "bare_inference_p50_ms"]
-    assert rows[0].value == 1 and rows[0].passes and rows[2].value == 0.5
+    assert [row.id for row in rows][::5] == ["server_beside_policy_p50_ms", "bare_inference_p50_ms"]
+    assert rows[0].value == 0.5 and rows[0].passes and rows[2].value == 1 and rows[2].passes is None
     assert not overhead_rows(Pairs([1.0], [1.0], [1.0], equal=0), 1)[0].passes
 
 

@@ -115,17 +115,17 @@ def overhead_rows(found: Pairs, count: int) -> list[Row]:
     """The rows of `overhead`, out of `count` pairs."""
     bare, whole, inside = (np.array(values) for values in (found.bare, found.whole, found.inside))
     same = found.equal == count
-    note = "percentile of calls by the server minus percentile of bare calls, which were made in turn; "
-    note += f"{found.equal} of {count} pairs with equal actions; load {_load()}"
-    beside = "of a single call: client's time minus the policy's own in it, which is paired and less noisy"
+    told = f"{found.equal} of {count} pairs with equal actions; load {_load()}"
+    note = "of a single call: client's time minus the policy's own in it, which is paired; " + told
     rows = []
     for percent, goal in ((50, P50_MS), (95, P95_MS)):
-        value, interval = difference(bare, whole, percent)
-        name = f"server_overhead_p{percent}_ms"
-        rows.append(at_most(name, value, goal, "ms", note, same, n=count, interval=interval))
+        beside = float(np.percentile(whole - inside, percent))
+        rows.append(at_most(f"server_beside_policy_p{percent}_ms", beside, goal, "ms", note, same, n=count))
+    note = "percentile of calls by the server minus percentile of bare calls, made in turn in another process, whose "
+    note += f"caches are its own; {told}"
     for percent in (50, 95):
-        name = f"server_beside_policy_p{percent}_ms"
-        rows.append(Row(name, float(np.percentile(whole - inside, percent)), "ms", count, note=beside))
+        value, interval = difference(bare, whole, percent)
+        rows.append(Row(f"server_overhead_p{percent}_ms", value, "ms", count, interval, note=note))
     cpu = "processor time of a call, client and server, minus that of a bare one; the mean, whatever else runs here"
     rows.append(Row("server_overhead_cpu_ms", found.more_cpu, "ms", count, note=cpu))
     about = f"random weights, {len(CAMERAS)} cameras at {SIZE} px, one thread"
