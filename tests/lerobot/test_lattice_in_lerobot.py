@@ -274,16 +274,23 @@ class Adapted(torch.nn.Module):
         return x @ (self.base_layer.weight + self.get_delta_weight("default")).T
 
 
+def loaded_actions(folder, batch):
+    return LatticePolicy.from_pretrained(folder).predict_action_chunk(batch)
+
+
 def test_what_adapters_learnt_acts(converted):
     _, batch = observations()
     policy = LatticePolicy.from_pretrained(converted)
-    before, was = policy.predict_action_chunk(batch), policy.averaged.layers[0].mlp.up_proj.weight.clone()
+    before, was = loaded_actions(converted, batch), policy.averaged.layers[0].mlp.up_proj.weight.clone()
     loaded = LatticePolicy.from_pretrained(converted)
     for each in (policy, loaded):
         each.model.layers[0].mlp.up_proj = Adapted(each.model.layers[0].mlp.up_proj)
+    policy.update()  # goes on from the adapters that there are
+    torch.testing.assert_close(policy.averaged.layers[0].mlp.up_proj.weight, was + 0.1)
     ema = min(policy.recipe.ema, (1 + int(policy.step)) / (10 + int(policy.step)))
+    policy.model.layers[0].mlp.up_proj.lora["default"].data.fill_(2)
     policy.update()
-    torch.testing.assert_close(policy.averaged.layers[0].mlp.up_proj.weight, was + (1 - ema) * 0.1)
+    torch.testing.assert_close(policy.averaged.layers[0].mlp.up_proj.weight, was + (2 - ema) * 0.1)
     # Adapters that come with a checkpoint act as they are.
     assert not torch.equal(loaded.predict_action_chunk(batch), before)
     torch.testing.assert_close(loaded.averaged.layers[0].mlp.up_proj.weight, was + 0.1)

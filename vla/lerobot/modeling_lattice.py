@@ -149,8 +149,7 @@ class LatticePolicy(PreTrainedPolicy):
     def update(self) -> None:
         """Called after each step of the optimiser: average the weights, count the step."""
         follow = average_adapted if adapted(self.model) else average
-        follow(self.averaged, self.model, self.recipe.ema, int(self.step))
-        self._follows = True
+        follow(self.acting_model(), self.model, self.recipe.ema, int(self.step))
         self.step += 1
 
     def acting_model(self) -> LatticeModel:
