@@ -215,7 +215,7 @@ class Question:
     instruction: Any = None
     """str, or ASK."""
     plan: Any = None
-    """str, or ASK; "" is the empty plan."""
+    """str, or ASK; "" is the empty plan. Also int64 (N,): the words of a decided plan, as `SegmentOutput.tokens`."""
     waypoints: Any = None
     """float (K, S), robot states to come, the dataset's units; or ASK."""
     future_image: Any = None
@@ -270,7 +270,7 @@ def plan(now: Question) -> Question:
     return now.but(plan=ASK, name="plan")
 
 
-def plan_policy(now: Question, plan: str) -> Question:
+def plan_policy(now: Question, plan: str | np.ndarray) -> Question:
     """Actions that follow a plan; nothing else is said."""
     return now.but(instruction=None, plan=plan, actions=ASK, name="plan_policy")
 

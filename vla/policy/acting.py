@@ -206,7 +206,8 @@ class Policy:
         found = first.plan if by_plan else first.waypoints
         assert found is not None
         follow = queries.plan_policy if by_plan else queries.waypoint_policy
-        asked = [follow(q, value) for q, value in zip(questions, found.values, strict=True)]
+        way = found.tokens if by_plan else found.values  # the very words: a text may be spelt in other ones
+        asked = [follow(q, value) for q, value in zip(questions, way, strict=True)]
         return _chunk(self.ask(asked, keys, previous=previous, start=start), found.values if by_plan else ())
 
     def _thought_over(

@@ -122,12 +122,12 @@ class Encoder:
             ids[told] = text.encode([sentences[row] for row in told])
         return self._to(ids)
 
-    def plans(self, plans: Sequence[str]) -> Tensor:
-        """int64 (B, L): the ids of plans. ValueError for a plan that is too long."""
+    def plans(self, plans: Sequence[Any]) -> Tensor:
+        """int64 (B, L): the ids of plans, texts or ids. ValueError for a plan that is too long."""
         length = self.model.config.plan_length
         ids = np.zeros((len(plans), length), dtype=np.int64)
         for row, plan in enumerate(plans):
-            tokens = self.tokenizers.text.ids(plan)
+            tokens = self.tokenizers.text.ids(plan) if isinstance(plan, str) else plan
             if len(tokens) > length:
                 raise ValueError(f"the plan {plan!r} has {len(tokens)} words, there is room for {length}; shorten it")
             ids[row, : len(tokens)] = tokens
