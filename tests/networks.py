@@ -122,6 +122,8 @@ def a_policy(trained=tuple(QUERIES), **changes) -> Policy:
     words = WordNumerals.fit(neighbour_counts([text.ids(s) for s in SENTENCES], text.vocabulary + 1))
     torch.manual_seed(0)
     image = ImageTokenizer(64, levels=(5, 3), width=16).eval()
+    with torch.no_grad():
+        image.encoder[-1].weight.mul_(30)  # its codes are to differ before it has learnt anything
     state = StateScaler.fit(actions, NAMES)
     waypoints = BinTokenizer.of_states(actions, NAMES)
     tokenizers = Tokenizers(BinTokenizer.fit(actions, NAMES), state, text, words, image, waypoints)
@@ -132,8 +134,9 @@ def a_policy(trained=tuple(QUERIES), **changes) -> Policy:
 
 
 def pictures(seed):
+    """Squares of random colours."""
     rng = np.random.default_rng(seed)
-    return {c: rng.integers(0, 256, (64, 64, 3), dtype=np.uint8) for c in CAMERAS}
+    return {c: rng.integers(0, 256, (8, 8, 3), np.uint8).repeat(8, axis=0).repeat(8, axis=1) for c in CAMERAS}
 
 
 def observation(seed=0) -> Observation:

@@ -222,8 +222,8 @@ def test_an_executed_action_that_is_not_known_is_not_there(model):
 
 
 def test_cameras_and_moments_are_told_apart_by_their_place():
-    """Even if one vision looks at all of them: an exchange is not the same set of pictures."""
-    model = shaken(every_segment(shared_vision=True))
+    """Even if one vision looks at all of them and no layer knows their order: what is pooled has a place."""
+    model = shaken(every_segment(shared_vision=True, layers=0))
     seen = observed_of(model.config)
     swapped = dict(zip(seen.images, reversed(seen.images.values()), strict=True))
     backwards = {c: x.flip(1) for c, x in seen.images.items()}

@@ -79,6 +79,9 @@ def test_masked_digits_do_not_leak_into_the_embedding_and_every_part_of_a_state_
         unmasked(digits, half).with_noise(half),
     ):
         assert not torch.isclose(embed(heard), plain, atol=1e-6).all(-1).any()
+    zeros = torch.zeros_like(digits)  # a masked digit is not the digit 0
+    nothing, coarse = embed(unmasked(zeros, half * 0)), embed(unmasked(zeros, half))
+    assert not torch.isclose(nothing, coarse, atol=1e-6).all(-1).any()
 
 
 @torch.no_grad()

@@ -4,13 +4,14 @@
 import pytest
 import torch
 
-from vla.policy import Policy, threads
+from tests.networks import a_policy
+from vla.policy import threads
 
 
 @pytest.fixture
 def policy():
     before = torch.get_num_threads()
-    yield Policy.load("tabletop_nano")
+    yield a_policy()
     torch.set_num_threads(before)
 
 
