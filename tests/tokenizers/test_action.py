@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import vla
-from vla.tokenizers import BinTokenizer, StateScaler, TextTokenizer, Tokenizers
+from vla.tokenizers import BinTokenizer, StateScaler, TextTokenizer, Tokenizers, WordNumerals, neighbour_counts
 from vla.tokenizers.action import windows
 from vla.tokenizers.actions import action_tokenizer_from_dict, build_action_tokenizer
 
@@ -173,7 +173,9 @@ def test_a_chunk_has_the_same_digits_and_values_whatever_the_batch(kind):
 def test_saved_with_the_checkpoint_and_loaded_as_its_own_kind(kind, tmp_path):
     tokenizer, actions = built(kind), chunks()[:20]
     state = StateScaler.fit(np.arange(6.0).reshape(3, 2), ["a", "b"])
-    Tokenizers(tokenizer, state, TextTokenizer.train(["push"])).save(tmp_path)
+    text = TextTokenizer.train(["push"])
+    words = WordNumerals.fit(neighbour_counts([text.ids("push")], text.vocabulary + 1))
+    Tokenizers(tokenizer, state, text, words).save(tmp_path)
     again = Tokenizers.load(tmp_path).action
     assert type(again) is type(tokenizer) and again.kind == kind
     assert torch.equal(again.encode(actions), tokenizer.encode(actions))
