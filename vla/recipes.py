@@ -244,7 +244,7 @@ def tabletop_unified() -> Recipe:
         infill=0.25,
         plan=0.15,
         plan_policy=0.2,
-        waypoints=0.1,
+        waypoints=0.3,
         waypoint_policy=0.05,
         world_model=0.2,
         inverse=0.2,

@@ -105,21 +105,31 @@ class Block(nn.Module):
 
 
 class Pool(nn.Module):
-    """A few learned queries look at the tokens of a segment: float (B, N, W) -> (B, F), whatever N is."""
+    """A few learned queries look at the tokens of a segment: float (B, N, W) -> (B, F), whatever N is.
+
+    At first they look by place alone, each at places of its own, so that tokens arrive unmixed; what a token says
+    begins to decide where they look as it is learnt (its key starts at zero).
+    """
 
     QUERIES = 4
+    SHARPNESS = 3.5
+    """Of the queries at the start: logits of a standard deviation of 2."""
 
     def __init__(self, width: int, heads: int, features: int) -> None:
         super().__init__()
-        self.heads, half = heads, width // 2
-        self.queries = nn.Parameter(torch.randn(self.QUERIES, width))
-        self.key, self.value = nn.Linear(width, width, bias=False), nn.Linear(width, half, bias=False)
-        self.out = nn.Linear(self.QUERIES * half, features, bias=False)
+        self.heads = heads
+        self.queries = nn.Parameter(self.SHARPNESS * torch.randn(self.QUERIES, width))
+        self.place_norm, self.place_key = RMSNorm(width), nn.Linear(width, width, bias=False)
+        self.key, self.value = nn.Linear(width, width, bias=False), nn.Linear(width, width, bias=False)
+        nn.init.zeros_(self.key.weight)
+        self.out = nn.Linear(self.QUERIES * width, features, bias=False)
 
-    def forward(self, x_BNW: Tensor, there_BN: Tensor) -> Tensor:
-        """`there_BN`: bool. Where no position is there, the result is 0."""
+    def forward(self, x_BNW: Tensor, place_NW: Tensor, there_BN: Tensor) -> Tensor:
+        """`place_NW`: where the tokens are. `there_BN`: bool. Where no position is there, the result is 0."""
+        split = "b n (h e) -> b h n e"
         q = rearrange(self.queries, "q (h e) -> 1 h q e", h=self.heads).expand(len(x_BNW), -1, -1, -1)
-        k, v = (rearrange(f(x_BNW), "b n (h e) -> b h n e", h=self.heads) for f in (self.key, self.value))
+        key_BNW = self.key(x_BNW) + self.place_key(self.place_norm(place_NW))
+        k, v = rearrange(key_BNW, split, h=self.heads), rearrange(self.value(x_BNW), split, h=self.heads)
         any_B1 = there_BN.any(1, keepdim=True)
         seen = attend(q.to(k.dtype), k, v, (there_BN | ~any_B1)[:, None, None, :])
         return self.out(rearrange(seen, "b h q e -> b (q h e)") * any_B1.to(seen.dtype))

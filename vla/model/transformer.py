@@ -225,7 +225,7 @@ class LatticeModel(nn.Module):
             if radices is not None:
                 head.allowed_ADV.copy_(torch.arange(layout.base) < torch.tensor(radices).view(1, -1, 1))
         self.pools = nn.ModuleDict({s.name: Pool(width, config.heads, 2 * width) for s in config.read})
-        self.pool_bias = nn.Parameter(torch.zeros(2 * width))
+        self.pool_norm = RMSNorm(2 * width)
         self.summary = nn.Linear(2 * width, width)
         self.condition = nn.Linear(2 * width, width)
         self.condition_norm = RMSNorm(width)
@@ -256,13 +256,14 @@ class LatticeModel(nn.Module):
                 f"{', '.join(s.name.lower() for s in self.config.read)}: train one with a recipe that has such queries"
             )
         pooled_BF = None if context is None else context.pooled_BF
-        x_BNW, there_BN = self._tokens(segment, given, pooled_BF)
+        x_BNW, place_NW, there_BN = self._tokens(segment, given, pooled_BF)
+        x_BNW = x_BNW + place_NW + self.segment[segment]
         own_BNN = there_BN.unsqueeze(1) | torch.eye(x_BNW.shape[1], dtype=torch.bool, device=x_BNW.device)
         x_BNW, cache = self._through(context, x_BNW, own_BNN)
-        found_BF = self.pools[segment.name](self.norm(x_BNW), there_BN)
+        found_BF = self.pools[segment.name](self.norm(x_BNW), place_NW, there_BN)
         if context is None:
             keys, values = [k for k, _ in cache], [v for _, v in cache]
-            return Context(keys, values, there_BN, self.pool_bias + found_BF, (segment,))
+            return Context(keys, values, there_BN, found_BF, (segment,))
         return Context(
             [torch.cat([past, k], dim=2) for past, (k, _) in zip(context.keys, cache, strict=True)],
             [torch.cat([past, v], dim=2) for past, (_, v) in zip(context.values, cache, strict=True)],
@@ -280,8 +281,11 @@ class LatticeModel(nn.Module):
         for a segment that this model cannot be asked for.
         """
         order = sorted(states)
-        summary_B1W = self.summary(F.gelu(context.pooled_BF)).unsqueeze(1)
-        parts = [self._written(segment, states[segment]) + summary_B1W for segment in order]
+        summary_B1W = self.summary(F.gelu(self.pool_norm(context.pooled_BF))).unsqueeze(1)
+        parts = []
+        for segment in order:
+            x_BNW, place_NW = self._written(segment, states[segment])
+            parts.append(x_BNW + place_NW + self.segment[segment] + summary_B1W)
         lengths = [part.shape[1] for part in parts]
         own_BN = torch.cat([_there(x, (there or {}).get(s)) for s, x in zip(order, parts, strict=True)], dim=1)
         own_BNN = own_BN.unsqueeze(1)
@@ -314,53 +318,57 @@ class LatticeModel(nn.Module):
         return x_BNW, caches
 
     # --- embeddings ----------------------------------------------------------------------------------------------
-    def _tokens(self, segment: Segment, given: Given, pooled_BF: Tensor | None) -> tuple[Tensor, Tensor]:
-        """A given segment as the transformer reads it, (B, N, W), and which of its positions there are, (B, N)."""
+    def _tokens(self, segment: Segment, given: Given, pooled_BF: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """A given segment: what its positions say (B, N, W), where they are (N, W), which of them there are (B, N)."""
         if isinstance(given, Tokens):  # whoever gave them, or decided them
             plain = replace(given.state, provenance_BNS=torch.zeros_like(given.state.provenance_BNS))
-            x_BNW = self._written(segment, plain)
-            return x_BNW, _there(x_BNW, given.there_BN)
-        pooled_BF = self.pool_bias if pooled_BF is None else pooled_BF
-        condition_BW = self.condition_norm(self.condition(F.gelu(pooled_BF)))
+            x_BNW, place_NW = self._written(segment, plain)
+            return x_BNW, place_NW, _there(x_BNW, given.there_BN)
+        pooled_BF = self.summary.weight.new_zeros(1, 2 * self.config.width) if pooled_BF is None else pooled_BF
+        condition_BW = self.condition_norm(self.condition(F.gelu(self.pool_norm(pooled_BF))))
         if isinstance(given, Observed):
             return self._observed(given, condition_BW)
-        x_BNW = self._pictures({camera: x.unsqueeze(1) for camera, x in given.items()}, condition_BW)
-        return x_BNW + self.segment[segment], _there(x_BNW, None)
+        x_BNW, place_NW = self._pictures({camera: x.unsqueeze(1) for camera, x in given.items()}, condition_BW)
+        return x_BNW, place_NW, _there(x_BNW, None)
 
-    def _observed(self, seen: Observed, condition_BW: Tensor) -> tuple[Tensor, Tensor]:
+    def _observed(self, seen: Observed, condition_BW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         moments = self.config.n_obs_steps
         if seen.state_BMS.shape[1] != moments:
             raise ValueError(f"expected observations of {moments} moments, got {seen.state_BMS.shape[1]}")
-        time_MW = self.places(along(moments).to(seen.state_BMS.device))
-        parts, there = [self.state(seen.state_BMS) + time_MW], [_rows(seen.sees_state_B, seen.state_BMS[:, :, 0])]
+        time_MC = along(moments).to(seen.state_BMS.device)
+        beside_MC = along(2, axis=1)[1].to(time_MC)  # where cameras have their numbers, 0 on
+        parts, places = [self.state(seen.state_BMS)], [time_MC - beside_MC]
+        there = [_rows(seen.sees_state_B, seen.state_BMS[:, :, 0])]
         if self.executed is not None:
             assert seen.executed_BMA is not None
-            parts.append(self.executed(seen.executed_BMA) + time_MW[:-1])
+            parts.append(self.executed(seen.executed_BMA))
+            places.append(time_MC[:-1] - 2 * beside_MC)
             there.append(_rows(seen.sees_state_B, seen.executed_BMA[:, :, 0]))
             if seen.known_BM is not None:
                 there[-1] = there[-1] & seen.known_BM
+        place_NW = self.places(torch.cat(places))
         if self.config.cameras:
-            parts.append(self._pictures(seen.images, condition_BW))
-            there.append(_rows(seen.sees_images_B, parts[-1][:, :, 0]))
-        return torch.cat(parts, dim=1) + self.segment[Segment.OBSERVATION], torch.cat(there, dim=1)
+            pictures_BNW, where_NW = self._pictures(seen.images, condition_BW)
+            parts.append(pictures_BNW)
+            place_NW = torch.cat([place_NW, where_NW])
+            there.append(_rows(seen.sees_images_B, pictures_BNW[:, :, 0]))
+        return torch.cat(parts, dim=1), place_NW, torch.cat(there, dim=1)
 
-    def _pictures(self, images: Mapping[str, Tensor], condition_BW: Tensor) -> Tensor:
-        """uint8 (B, M, H, W, 3) of every camera -> float (B, cameras * M * T, W)."""
-        tokens = []
+    def _pictures(self, images: Mapping[str, Tensor], condition_BW: Tensor) -> tuple[Tensor, Tensor]:
+        """uint8 (B, M, H, W, 3) of every camera -> float (B, cameras * M * T, W), and where these tokens are."""
+        tokens, places = [], []
         for number, camera in enumerate(self.config.cameras):
             eye, batch, moments = self.eye(camera), *images[camera].shape[:2]
             condition = repeat(condition_BW.expand(batch, -1), "b w -> (b m) w", m=moments)
-            x_BMTW = rearrange(eye(images[camera].flatten(0, 1), condition), "(b m) t w -> b m t w", m=moments)
-            at_TC = eye.where_TC + number * along(2, axis=1)[1].to(eye.where_TC.device)
-            at_MTC = at_TC + along(moments).to(at_TC.device).unsqueeze(1)
-            place_MTW = rearrange(self.places(at_MTC.flatten(0, 1)), "(m t) w -> m t w", m=moments)
-            tokens.append(rearrange(x_BMTW + place_MTW, "b m t w -> b (m t) w"))
-        return torch.cat(tokens, dim=1)
+            tokens.append(rearrange(eye(images[camera].flatten(0, 1), condition), "(b m) t w -> b (m t) w", m=moments))
+            at_TC = eye.where_TC + number * along(2, axis=1)[1].to(eye.where_TC)
+            places.append((at_TC + along(moments).to(at_TC).unsqueeze(1)).flatten(0, 1))
+        return torch.cat(tokens, dim=1), self.places(torch.cat(places))
 
-    def _written(self, segment: Segment, state: State) -> Tensor:
-        """A segment's states as the transformer reads them, (B, N, W)."""
+    def _written(self, segment: Segment, state: State) -> tuple[Tensor, Tensor]:
+        """A segment's states, (B, N, W), and where they are, (N, W)."""
         x_BNW = self.embedding_of(segment)(state)
-        return x_BNW + self.segment[segment] + self.places(getattr(self, f"where_{_alias(segment).name}"))
+        return x_BNW, self.places(getattr(self, f"where_{_alias(segment).name}"))
 
     def eye(self, camera: str) -> nn.Module:
         """The vision of a camera."""

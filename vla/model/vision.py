@@ -20,7 +20,8 @@ class KeypointStem(nn.Module):
     The words scale and shift the feature maps (FiLM, Perez et al. 2018), so that maps can mean "the block that is
     talked about"; the soft-argmax (Levine et al. 2016) turns each map into the coordinates of its mass. A network of
     50 k parameters localises named objects to a fraction of a pixel after minutes of training, where patch tokens of
-    the same budget learn nothing (LOG.md).
+    the same budget learn nothing (LOG.md). The maps have a quarter of the picture's side: with half of it, the hand was
+    found less well, and in twice the time (LOG.md, 2026-11-28).
 
     `background` > 0, the side of the pictures, for a camera that stands still: it also sees how each pixel differs from
     its mean over the dataset, in standard deviations. A puck of three pixels then stands out, wherever it lies.
@@ -35,7 +36,7 @@ class KeypointStem(nn.Module):
         self.register_buffer("mean_HWC", torch.zeros(background, background, 3) if background else None)
         self.register_buffer("spread_HW1", torch.ones(background, background, 1) if background else None)
         self.conv_1 = nn.Conv2d(6 if background else 3, 32, 5, stride=2, padding=2)
-        self.conv_2 = nn.Conv2d(32, 32, 3, padding=1)
+        self.conv_2 = nn.Conv2d(32, 32, 3, stride=2, padding=1)
         self.conv_3 = nn.Conv2d(32, keypoints, 3, padding=1)
         self.film_2, self.film_3 = nn.Linear(width, 64), nn.Linear(width, 2 * keypoints)
         self.readout = nn.Linear(3 * keypoints, tokens * width)
