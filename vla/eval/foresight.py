@@ -2,8 +2,8 @@
 """What a policy expects, and what then happens: one episode with the plan and the future image of every decision.
 
 A policy that was trained for `joint` says plan, future image and actions together; any other decides its actions, and
-is then asked what it was trained for: its plan, and what will be seen after these actions. Each chunk is executed to its
-end, so that the predicted picture can be held against the true one. The report draws it (`report_foresight`).
+is then asked what it was trained for: its plan, and what will be seen after these actions. A chunk is executed whole,
+and the predicted picture held against the true one. The report draws it (`report_foresight`).
 """
 
 import base64
