@@ -68,14 +68,11 @@ class Encoder:
         moments = self.model.config.n_obs_steps
         images = self.pictures([q.images for q in questions], moments=moments)
         names = self.tokenizers.state.names
-        rows = [np.asarray(q.state, np.float32) for q in questions]
-        if moments == 1:
-            rows = [row[None] if row.ndim == 1 else row for row in rows]
+        rows, shape = [np.asarray(q.state, np.float32) for q in questions], (moments, len(names))
         for row in rows:
-            if row.shape != (moments, len(names)):
-                wanted = (len(names),) if moments == 1 else (moments, len(names))
-                raise ValueError(f"expected states of shape {wanted} {names}, got {row.shape}")
-        state_BMS = self.tokenizers.state(self._to(np.stack(rows)))
+            if row.shape != shape and (moments > 1 or row.shape != shape[1:]):
+                raise ValueError(f"expected states of shape {shape[moments == 1 :]} {names}, got {row.shape}")
+        state_BMS = self.tokenizers.state(self._to(np.stack([row.reshape(shape) for row in rows])))
         executed, known = None, None
         if moments > 1:
             executed, known = self._executed([q.executed for q in questions], moments)

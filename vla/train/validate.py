@@ -16,8 +16,12 @@ _BATCHES = 4
 
 @torch.no_grad()
 def validate(s: Any) -> dict[str, float]:
-    """{"val_loss", "val_mae"}: the same frames, masks and noise each time, averaged weights. {} without data."""
-    if not len(s.val_episodes):
+    """{"val_loss", "val_mae"}: the same frames, masks and noise each time, averaged weights. {} without episodes that
+    have labels."""
+    labelled = ~s.cache.dynamics_only
+    labelled[s.batches.free] = False
+    episodes = s.val_episodes[labelled[s.val_episodes]]
+    if not len(episodes):
         return {}
     model, tokenizer = s.acting(), s.tokenizers.action
     clipped = tokenizer.clipped
@@ -27,9 +31,8 @@ def validate(s: Any) -> dict[str, float]:
         s.recipe.horizon,
         s.recipe.batch_size,
         1,
-        s.val_episodes,
+        episodes,
         moments=s.recipe.n_obs_steps,
-        action_free=s.batches.free,
         part=mine,
     )
     losses, errors = [], []
@@ -45,8 +48,7 @@ def validate(s: Any) -> dict[str, float]:
         result, layout = found.segments[Segment.ACTION], model.config.layout
         offset = layout.unfold(result.offset_BNS) if s.recipe.sampling.expectation else None
         actions = tokenizer.decode(layout.unfold(result.state.digits_BNSD), offset).cpu().numpy()
-        there = ~batch["is_pad"] & batch["has_labels"][:, None]
-        error = np.abs(actions - batch["actions"])[there]
+        error = np.abs(actions - batch["actions"])[~batch["is_pad"]]
         total, count = processes.mean(torch.tensor([error.sum(), error.size], dtype=torch.float64, device=s.device))
         errors.append(float(total / count.clamp(min=1)))
     tokenizer.clipped = clipped
