@@ -61,8 +61,8 @@ def test_committed_actions_come_back_bit_exact(checkpoint_folder):
     policy = Policy.load(checkpoint_folder)
     first = policy.act(observations(3), [(i, 0) for i in range(3)])
     committed = [0.97 * first[i, 4 : 4 + i + 1] for i in range(3)]  # between the values that bins stand for
-    for evaluations in (1, 2, 4):
-        policy.sampling = Sampling(evaluations, temperature=1.0)
+    for steps in (1, 2, 4):
+        policy.sampling = Sampling(steps, temperature=1.0, revisions=1)
         chunk = policy.decide(observations(3), [(i, 4) for i in range(3)], committed=committed)
         for row, prefix in enumerate(committed):
             assert np.array_equal(chunk.actions_BHA[row, : len(prefix)], prefix)
@@ -101,7 +101,7 @@ def test_damage_is_noticed(checkpoint_folder, tmp_path):
             {"images": {"front": np.zeros((16, 16, 3), np.uint8)}},
             r"expected uint8 \(32, 32, 3\), got uint8 \(16, 16, 3\)",
         ),
-        ({"state": np.zeros(3, np.float32)}, "expected 4 state values"),
+        ({"state": np.zeros(3, np.float32)}, r"expected states of shape \(4,\) .* got \(3,\)"),
         ({"instruction": ""}, "empty instruction"),
     ],
 )
@@ -114,7 +114,7 @@ def test_bad_observations_say_what_was_expected(checkpoint_folder, change, messa
 
 def test_a_chunk_of_the_wrong_dimension_is_refused(checkpoint_folder):
     policy = Policy.load(checkpoint_folder)
-    with pytest.raises(ValueError, match="expected 4 action dimensions"):
+    with pytest.raises(ValueError, match=r"expected actions of shape \(8, 4\)"):
         policy.decide(observations(1), [(0, 0)], committed=[np.zeros((2, 7), np.float32)])
     with pytest.raises(ValueError, match="n_action_steps must be in"):
         Policy.load(checkpoint_folder, n_action_steps=99)
