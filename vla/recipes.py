@@ -37,6 +37,8 @@ class Queries:
     joint: float = 0.0
     untold: float = 0.4
     """Fraction of the batch that hears no instruction, if there are queries without one."""
+    draw: bool = False
+    """Of many queries a step draws a few by their weights, and asks them about more rows: less overhead."""
     policy_warmup_steps: int = 0
     """Steps at the beginning in which the policy alone is learnt: many queries at once, of which some are easy, keep
     the vision from finding out what the hard ones are about (LOG.md, 2026-11-26)."""
@@ -250,6 +252,7 @@ def tabletop_unified() -> Recipe:
         inverse=0.2,
         goal_policy=0.1,
         label=0.2,
+        draw=True,
         policy_warmup_steps=500,
         image_tokenizer="tabletop_image",
     )

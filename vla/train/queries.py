@@ -15,6 +15,7 @@ Shapes: B rows, H steps, A dimensions, L words, K waypoints, N positions, D digi
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -92,6 +93,27 @@ def shares(weights: Mapping[str, float], batch: int, untold: float) -> dict[str,
     return found
 
 
+TOLD, SILENT = 1, 2
+"""Where queries are drawn: how many of those with an instruction, beside the policy, and of those without."""
+
+
+def drawn(weights: Mapping[str, float], untold: float, step: int) -> dict[str, float]:
+    """The queries of one step, a function of its number: the policy, and a few others by their weights.
+
+    Those with an instruction are asked about as many rows as are silent, those without about all of these.
+    """
+    draw = np.random.Generator(np.random.Philox(key=step))
+    found = {name: weight for name, weight in weights.items() if name == "policy"}
+    silent = [name for name in weights if QUERIES[name].instruction is not Part.GIVEN]
+    told = [name for name in weights if name not in silent and name != "policy"]
+    for names, count in ((told, TOLD), (silent, SILENT)):
+        if names:
+            share = np.array([weights[name] for name in names])
+            chosen = draw.choice(len(names), min(count, len(names)), replace=False, p=share / share.sum())
+            found |= {names[i]: untold for i in sorted(chosen)}
+    return found
+
+
 def trained_queries(recipe: Recipe, tokenizers: Tokenizers, plans: bool) -> tuple[str, ...]:
     """The queries of a recipe that data and tokenizers can answer."""
     lacks = set()
@@ -141,6 +163,8 @@ class QueryLoss:
         weights = {name: getattr(queries, name) for name in self.trained}
         if step < queries.policy_warmup_steps and "policy" in weights:
             weights = {"policy": 1.0}
+        elif queries.draw and step >= 0:
+            weights = drawn(weights, queries.untold, step)
         groups = {n: rows.to(key_B.device) for n, rows in shares(weights, len(key_B), queries.untold).items()}
         context = self.model.read(None, self._seen(rows, key_B, groups, step))
         result: dict[str, Tensor] = {}
