@@ -77,11 +77,14 @@ def shares(weights: Mapping[str, float], batch: int, untold: float) -> dict[str,
     """
     names = [name for name, weight in weights.items() if weight > 0]
     silent = [name for name in names if QUERIES[name].instruction is not Part.GIVEN]
-    told = (
-        batch if not silent else 0 if len(silent) == len(names) else min(max(1, round((1 - untold) * batch)), batch - 1)
-    )
-    if not told + batch or (silent and told == batch):
-        raise ValueError(f"a batch of {batch} rows is too small for queries with and without an instruction: raise it")
+    if silent and len(silent) < len(names):
+        if batch < 2:
+            raise ValueError(
+                f"a batch of {batch} rows is too small for queries with and without an instruction: raise it"
+            )
+        told = min(max(1, round((1 - untold) * batch)), batch - 1)
+    else:
+        told = 0 if silent else batch
     found: dict[str, Tensor] = {}
     begin = {True: 0, False: 0}
     for name in names:
