@@ -129,7 +129,10 @@ class Recipe:
     """Upper limit of the instruction BPE."""
     # --- diffusion ---
     corruption: CorruptionConfig = field(default_factory=CorruptionConfig)
-    full_steps: int = 1500
+    forecast: float = 2.0
+    """Weight of a training aid: where the robot will be, read off the pictures by one linear map; 0: none. The loss of
+    masked actions alone teaches the vision late what the words are about (LOG.md, 2026-11-28)."""
+    full_steps: int = 1000
     """The first steps see no partial masks: tokens that can be guessed from their neighbours keep the network from
     looking at the picture (LOG.md)."""
     sampling: Sampling = field(default_factory=Sampling)
@@ -253,10 +256,10 @@ def tabletop_unified() -> Recipe:
         goal_policy=0.1,
         label=0.2,
         draw=True,
-        policy_warmup_steps=500,
+        policy_warmup_steps=600,
         image_tokenizer="tabletop_image",
     )
-    return Recipe(holdout=0.05, layers=3, queries=queries)
+    return Recipe(holdout=0.05, layers=3, drop_state=0.1, queries=queries)
 
 
 def tabletop_test() -> Recipe:

@@ -107,8 +107,8 @@ class Block(nn.Module):
 class Pool(nn.Module):
     """A few learned queries look at the tokens of a segment: float (B, N, W) -> (B, F), whatever N is.
 
-    At first they look by place alone, each at places of its own, so that tokens arrive unmixed; what a token says
-    begins to decide where they look as it is learnt (its key starts at zero).
+    At first half of them take the mean of all tokens, and the others look by place alone, each at places of its own, so
+    that tokens arrive unmixed; what a token says begins to decide where they look as it is learnt.
     """
 
     QUERIES = 4
@@ -118,7 +118,8 @@ class Pool(nn.Module):
     def __init__(self, width: int, heads: int, features: int) -> None:
         super().__init__()
         self.heads = heads
-        self.queries = nn.Parameter(self.SHARPNESS * torch.randn(self.QUERIES, width))
+        sharpness_Q1 = self.SHARPNESS * (torch.arange(self.QUERIES) % 2).unsqueeze(1)
+        self.queries = nn.Parameter(sharpness_Q1 * torch.randn(self.QUERIES, width))
         self.place_norm, self.place_key = RMSNorm(width), nn.Linear(width, width, bias=False)
         self.key, self.value = nn.Linear(width, width, bias=False), nn.Linear(width, width, bias=False)
         nn.init.zeros_(self.key.weight)

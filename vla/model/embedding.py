@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from vla.canvas import Layout, Provenance, State
 
 NOISE_SCALE = 0.3
-WORD_SCALE = 0.4
+WORD_SCALE = 0.5
 
 
 class StateEmbedding(nn.Module):
@@ -38,9 +38,11 @@ class StateEmbedding(nn.Module):
             rows = slice(d * self.rows_digit, d * self.rows_digit + base)
             if metric:  # neighbouring digits start with neighbouring embeddings
                 table[:, rows] += 0.1 * _smooth(base, width) / (d + 1)
-            else:  # sentences differ in a word or two: let each be heard
-                table[:, rows] += WORD_SCALE * torch.randn(layout.dims, base, width)
+            else:
+                table[:, rows] += 0.1 * torch.randn(layout.dims, base, width)
         self.table = nn.Parameter(table.flatten(0, 1))
+        # Words of like use share a digit, and sentences differ in a word or two: a whole word has a vector of its own.
+        self.words = None if metric else nn.Parameter(WORD_SCALE * torch.randn(base**digits, width))
         dimension_NS = torch.arange(layout.dims).repeat(layout.horizon).view(layout.positions, layout.sub_tokens)
         digit_offset_D = torch.arange(digits) * self.rows_digit
         self.register_buffer("offset_NS", dimension_NS * self.rows_dim, persistent=False)
@@ -55,7 +57,13 @@ class StateEmbedding(nn.Module):
         index_BNSF = torch.cat([digits_BNSD, provenance_BNS1, noise_BNS1], dim=-1) + self.offset_NS.unsqueeze(-1)
         batch, positions = index_BNSF.shape[:2]
         summed = F.embedding_bag(index_BNSF.reshape(batch * positions, -1), self.table, mode="sum")
-        return summed.view(batch, positions, -1)
+        x_BNW = summed.view(batch, positions, -1)
+        if self.words is None:
+            return x_BNW
+        place_D = base ** torch.arange(depth - 1, -1, -1, device=x_BNW.device)
+        word_BN = (state.digits_BNSD[:, :, 0] * place_D).sum(-1)
+        whole_BN1 = state.known_BNS == depth
+        return x_BNW + F.embedding(word_BN, self.words) * whole_BN1
 
 
 def _smooth(count: int, width: int) -> Tensor:

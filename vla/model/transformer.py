@@ -11,8 +11,8 @@ itself and what stands before it, so they are exact for everything that comes la
 read exactly as one that was given. `decode` reads the context and the masked segments, in their order.
 
 Every segment is also pooled by a few learned queries (`Pool`). The sum of what they found, through a small MLP, is
-added to the positions that are asked, and conditions the vision: pictures are looked at in the light of what was read
-before them, usually the words. No layer grows with the number of tokens.
+added to the positions that are asked. It also conditions the vision, with the mean of the words: pictures are looked at
+in the light of what was read before them. No layer grows with the number of tokens.
 
 Shapes: B batch, M moments, P positions read so far, N positions of a segment, W width, S state values, F features.
 """
@@ -84,6 +84,8 @@ class ModelConfig:
     """Whether a goal image can be given."""
     given_actions: bool = False
     """Whether whole action chunks can be given."""
+    forecast: int = 0
+    """Moments to come at which the robot's state is read off the pictures, as a training aid; 0: none."""
     layout: Layout = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -186,11 +188,16 @@ class Context:
     """bool: which positions there are."""
     pooled_BF: Tensor
     """What the pooling queries found, added up over segments."""
+    said_BW: Tensor
+    """The mean of the words that were read."""
+    seen_BW: Tensor
+    """The mean of the picture tokens of the observation, which `forecast` reads in training."""
     segments: tuple[Segment, ...] = ()
 
     def map(self, f: Callable[[Tensor], Tensor]) -> "Context":
         keys, values = [f(k) for k in self.keys], [f(v) for v in self.values]
-        return Context(keys, values, f(self.visible_BP), f(self.pooled_BF), self.segments)
+        rest = (f(self.visible_BP), f(self.pooled_BF), f(self.said_BW), f(self.seen_BW))
+        return Context(keys, values, *rest, self.segments)
 
     def repeat(self, times: int) -> "Context":
         """Every row `times` times in a row: several corrupted copies of a sample share one context."""
@@ -228,7 +235,9 @@ class LatticeModel(nn.Module):
         self.pool_norm = RMSNorm(2 * width)
         self.summary = nn.Linear(2 * width, width)
         self.condition = nn.Linear(2 * width, width)
+        nn.init.zeros_(self.condition.weight)
         self.condition_norm = RMSNorm(width)
+        self.forecast = nn.Linear(width, config.forecast * config.state_dim) if config.forecast else None
         self.layers = nn.ModuleList(
             Block(width, config.heads, key_heads, hidden, config.qk_norm) for _ in range(config.layers)
         )
@@ -255,20 +264,25 @@ class LatticeModel(nn.Module):
                 f"this model cannot be given {segment.name.lower()}, only "
                 f"{', '.join(s.name.lower() for s in self.config.read)}: train one with a recipe that has such queries"
             )
-        pooled_BF = None if context is None else context.pooled_BF
-        x_BNW, place_NW, there_BN = self._tokens(segment, given, pooled_BF)
-        x_BNW = x_BNW + place_NW + self.segment[segment]
+        content_BNW, place_NW, there_BN = self._tokens(segment, given, context)
+        x_BNW = content_BNW + place_NW + self.segment[segment]
         own_BNN = there_BN.unsqueeze(1) | torch.eye(x_BNW.shape[1], dtype=torch.bool, device=x_BNW.device)
         x_BNW, cache = self._through(context, x_BNW, own_BNN)
         found_BF = self.pools[segment.name](self.norm(x_BNW), place_NW, there_BN)
+        nothing_BW = torch.zeros_like(x_BNW[:, 0])
+        said_BW = mean_of(content_BNW, there_BN) if segment in TEXTS else nothing_BW
+        pictures = content_BNW[:, -self._picture_tokens() :] if segment is Segment.OBSERVATION else content_BNW[:, :0]
+        seen_BW = pictures.mean(1) if pictures.shape[1] else nothing_BW
         if context is None:
             keys, values = [k for k, _ in cache], [v for _, v in cache]
-            return Context(keys, values, there_BN, found_BF, (segment,))
+            return Context(keys, values, there_BN, found_BF, said_BW, seen_BW, (segment,))
         return Context(
             [torch.cat([past, k], dim=2) for past, (k, _) in zip(context.keys, cache, strict=True)],
             [torch.cat([past, v], dim=2) for past, (_, v) in zip(context.values, cache, strict=True)],
             torch.cat([context.visible_BP, there_BN], dim=1),
             context.pooled_BF + found_BF,
+            context.said_BW + said_BW,
+            context.seen_BW + seen_BW,
             (*context.segments, segment),
         )
 
@@ -318,14 +332,16 @@ class LatticeModel(nn.Module):
         return x_BNW, caches
 
     # --- embeddings ----------------------------------------------------------------------------------------------
-    def _tokens(self, segment: Segment, given: Given, pooled_BF: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    def _tokens(self, segment: Segment, given: Given, context: Context | None) -> tuple[Tensor, Tensor, Tensor]:
         """A given segment: what its positions say (B, N, W), where they are (N, W), which of them there are (B, N)."""
         if isinstance(given, Tokens):  # whoever gave them, or decided them
             plain = replace(given.state, provenance_BNS=torch.zeros_like(given.state.provenance_BNS))
             x_BNW, place_NW = self._written(segment, plain)
             return x_BNW, place_NW, _there(x_BNW, given.there_BN)
-        pooled_BF = self.summary.weight.new_zeros(1, 2 * self.config.width) if pooled_BF is None else pooled_BF
-        condition_BW = self.condition_norm(self.condition(F.gelu(self.pool_norm(pooled_BF))))
+        condition_BW = self.condition.bias.unsqueeze(0)
+        if context is not None:
+            condition_BW = context.said_BW + self.condition(F.gelu(self.pool_norm(context.pooled_BF)))
+        condition_BW = self.condition_norm(condition_BW)
         if isinstance(given, Observed):
             return self._observed(given, condition_BW)
         x_BNW, place_NW = self._pictures({camera: x.unsqueeze(1) for camera, x in given.items()}, condition_BW)
@@ -370,6 +386,15 @@ class LatticeModel(nn.Module):
         x_BNW = self.embedding_of(segment)(state)
         return x_BNW, self.places(getattr(self, f"where_{_alias(segment).name}"))
 
+    def _picture_tokens(self) -> int:
+        """How many tokens of an observation are of its pictures."""
+        return self.config.n_obs_steps * sum(len(self.eye(camera).where_TC) for camera in self.config.cameras)
+
+    def states_to_come(self, context: Context) -> Tensor:
+        """Where the robot will be, as its pictures show it: float (B, K, S), scaled. A training aid (`forecast`)."""
+        assert self.forecast is not None
+        return self.forecast(context.seen_BW).unflatten(1, (self.config.forecast, -1))
+
     def eye(self, camera: str) -> nn.Module:
         """The vision of a camera."""
         return self.vision["shared" if self.config.shared_vision else _plain(camera)]
@@ -400,6 +425,12 @@ class LatticeModel(nn.Module):
 
 
 TEXTS = (Segment.INSTRUCTION, Segment.PLAN)
+
+
+def mean_of(x_BNW: Tensor, there_BN: Tensor) -> Tensor:
+    """float (B, W): the mean of the positions that are there; 0 where none is."""
+    weight_BN1 = there_BN.unsqueeze(-1).to(x_BNW.dtype)
+    return (x_BNW * weight_BN1).sum(1) / weight_BN1.sum(1).clamp(min=1)
 
 
 def _plain(camera: str) -> str:

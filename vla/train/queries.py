@@ -172,6 +172,9 @@ class QueryLoss:
         context = self.model.read(None, self._seen(rows, key_B, groups, step))
         result: dict[str, Tensor] = {}
         total = torch.zeros((), device=key_B.device)
+        if self.model.forecast is not None and rows.waypoints_BKS is not None and step >= 0:
+            result["loss_forecast"] = self._forecast(context, rows)
+            total = total + self.recipe.forecast * result["loss_forecast"]
         for name, where in groups.items():
             query = without(QUERIES[name], self.model.config.written)
             losses = self.losses(context.pick(where), rows, where, key_B[where], query, step)
@@ -188,6 +191,13 @@ class QueryLoss:
                     result[f"{segment.name.lower()}/{name}"] = loss
                 total = total + weight * loss * (len(where) / len(key_B))
         return {"loss": total, **result}
+
+    def _forecast(self, context: Context, rows: Rows) -> Tensor:
+        """Mean absolute error, scaled, of the robot's states to come as the pictures show them."""
+        assert rows.waypoints_BKS is not None
+        wrong_BKS = (self.model.states_to_come(context).float() - self.tokenizers.state(rows.waypoints_BKS)).abs()
+        weight_B = rows.purposeful_B.to(wrong_BKS.dtype)
+        return (wrong_BKS.mean((1, 2)) * weight_B).sum() / weight_B.sum().clamp(min=1)
 
     def _seen(self, rows: Rows, key_B: Tensor, groups: Mapping[str, Tensor], step: int) -> dict[Segment, Given]:
         """What all rows see, each as its query has it. What is withheld now and then must be found elsewhere."""

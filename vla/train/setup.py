@@ -42,8 +42,8 @@ END = 1_000_000
 
 def waypoint_steps(recipe: Recipe) -> tuple[int, ...]:
     """The moments to come at which the robot's state is asked for or given, in steps: eight within the chunk, then two
-    and four chunks later, and the episode's end. () where no query is about them."""
-    if not recipe.queries.states:
+    and four chunks later, and the episode's end. () where nothing is learnt about them."""
+    if not (recipe.queries.states or recipe.forecast):
         return ()
     h, every = recipe.horizon, max(1, recipe.horizon // 8)
     return (*range(every, h + 1, every), 2 * h, 4 * h, END)
@@ -125,7 +125,8 @@ def network(recipe: Recipe, tokenizers: Tokenizers, cameras: Iterable[str], plan
         shared_vision=recipe.shared_vision,
         background=recipe.background,
         plan_length=queries.plan_length if plans and queries.plans else 0,
-        waypoints=len(waypoint_steps(recipe)),
+        waypoints=len(waypoint_steps(recipe)) if queries.states else 0,
+        forecast=len(waypoint_steps(recipe)) if recipe.forecast and tuple(cameras) else 0,
         code_radices=image.numerals.radices if image is not None else (),
         codes=image.positions if image is not None else 0,
         goals=queries.goal_policy + queries.label > 0,
