@@ -197,7 +197,8 @@ def check_trained(query: Query, trained: Iterable[str], written: Iterable[Segmen
 def without(query: Query, written: Iterable[Segment]) -> Query:
     """The query for a model that has only these segments: others are absent. ValueError if nothing is left to ask."""
     lacks = set(WRITTEN) - set(written) - {Segment.INSTRUCTION}
-    return replace(query, **{FIELDS[s]: Part.ABSENT for s in lacks})
+    parts = query.parts() | {FIELDS[s]: Part.ABSENT for s in lacks}
+    return Query(query.name, **parts)
 
 
 def _shape(query: Query) -> tuple[Part, ...]:

@@ -19,6 +19,7 @@ Shapes: B batch, M moments, P positions read so far, N positions of a segment, W
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -374,7 +375,8 @@ class LatticeModel(nn.Module):
         """uint8 (B, M, H, W, 3) of every camera -> float (B, cameras * M * T, W), and where these tokens are."""
         tokens, places = [], []
         for number, camera in enumerate(self.config.cameras):
-            eye, batch, moments = self.eye(camera), *images[camera].shape[:2]
+            eye: Any = self.eye(camera)
+            batch, moments = images[camera].shape[:2]
             condition = repeat(condition_BW.expand(batch, -1), "b w -> (b m) w", m=moments)
             tokens.append(rearrange(eye(images[camera].flatten(0, 1), condition), "(b m) t w -> b (m t) w", m=moments))
             at_TC = eye.where_TC + number * along(2, axis=1)[1].to(eye.where_TC)

@@ -5,6 +5,7 @@ Needs torch, numpy, safetensors, tokenizers and einops.
 """
 
 from vla.policy.acting import Policy
+from vla.policy.labelling import Label, label
 from vla.policy.types import Answer, Chunk, Observation, SegmentOutput
 
-__all__ = ["Answer", "Chunk", "Observation", "Policy", "SegmentOutput"]
+__all__ = ["Answer", "Chunk", "Label", "Observation", "Policy", "SegmentOutput", "label"]

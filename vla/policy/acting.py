@@ -227,12 +227,14 @@ class Policy:
             return replace(quick, plans=tuple(plans))
         rows = [None if x is None else np.asarray(x)[unsure] if np.ndim(x) > 1 else x for x in (previous, start)]
         slow = self._decide_by_way([questions[i] for i in unsure], [keys[i] for i in unsure], *rows)
-        parts = [x.copy() for x in (quick.actions_BHA, quick.confidence_BHA, quick.length_B)]
-        for part, better in zip(parts, (slow.actions_BHA, slow.confidence_BHA, slow.length_B), strict=True):
-            part[unsure] = better
+        actions_BHA, confidence_BHA, length_B = (
+            x.copy() for x in (quick.actions_BHA, quick.confidence_BHA, quick.length_B)
+        )
+        actions_BHA[unsure], confidence_BHA[unsure] = slow.actions_BHA, slow.confidence_BHA
+        length_B[unsure] = slow.length_B
         for row, text in zip(unsure, slow.plans, strict=True):
             plans[row] = text
-        return Chunk(*parts, plans=tuple(plans))
+        return Chunk(actions_BHA, confidence_BHA, length_B, tuple(plans))
 
     def _written(self, question: Question) -> Question:
         """The question without the segments that this model does not know."""

@@ -170,11 +170,12 @@ def _run(
             for group in s.optimiser.param_groups:
                 group["lr"] = s.learning_rate(step, total)
             s.optimiser.zero_grad(set_to_none=True)
-            parts, losses = recipe.accumulate, {}
+            parts = recipe.accumulate
+            losses: dict[str, torch.Tensor] = {}
             for part in range(parts):
                 found = s.within(s.losses, batch, step, None, (part, parts))
                 (found["loss"] / parts).backward()
-                losses = {name: losses.get(name, 0.0) + x.detach() / parts for name, x in found.items()}
+                losses = {name: losses.get(name, torch.zeros_like(x)) + x.detach() / parts for name, x in found.items()}
             grad_norm = clip(s.model.parameters(), recipe.grad_clip)
             loss, stops = processes.mean(torch.stack([losses["loss"], losses["loss"].new_tensor(len(stop))]))
             loss_value, stopped = loss.item(), stops.item() > 0

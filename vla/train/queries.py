@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vla import randomness
+from vla import processes, randomness
 from vla.canvas import Segment, unmasked
 from vla.canvas.query import QUERIES, Part, Query, without
 from vla.diffusion import Corrupted, CorruptionConfig, corrupt, denoising_losses, total_loss
@@ -197,7 +197,8 @@ class QueryLoss:
         assert rows.waypoints_BKS is not None
         wrong_BKS = (self.model.states_to_come(context).float() - self.tokenizers.state(rows.waypoints_BKS)).abs()
         weight_B = rows.purposeful_B.to(wrong_BKS.dtype)
-        return (wrong_BKS.mean((1, 2)) * weight_B).sum() / weight_B.sum().clamp(min=1)
+        count = processes.mean(weight_B.sum()).clamp(min=1 / processes.world())
+        return (wrong_BKS.mean((1, 2)) * weight_B).sum() / count
 
     def _seen(self, rows: Rows, key_B: Tensor, groups: Mapping[str, Tensor], step: int) -> dict[Segment, Given]:
         """What all rows see, each as its query has it. What is withheld now and then must be found elsewhere."""
