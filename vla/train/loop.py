@@ -5,7 +5,7 @@ import json
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -118,7 +118,7 @@ def _run(
     if config.dry_run:
         from vla.train.memory import dry_run
 
-        return dry_run(build(config, recipe, device))
+        return dry_run(build(config, replace(recipe, compile=False), device))
     s = build(config, recipe, device)  # dataset cache, batches, tokenizers, model, optimiser, averaged weights
     total = limit = config.steps or recipe.steps
     start, last_validation = 0, {}
