@@ -538,14 +538,14 @@ def run(policies: Sequence[str], count: int, closed_loop: bool, say: Callable[[s
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--policies", nargs="+", default=["tabletop_nano", "tabletop_unified"])
-    parser.add_argument("--cases", type=int, default=300)
+    parser.add_argument("--cases", type=int, default=0, help="300; 40 with --quick")
     parser.add_argument("--quick", action="store_true", help="40 cases, no closed loop, nothing is written")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--results", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     console = Console(highlight=False)
-    count = 40 if arguments.quick else arguments.cases
+    count = arguments.cases or (40 if arguments.quick else 300)
     measured = run(arguments.policies, count, not arguments.quick, console.print)
     if not arguments.quick:
         write(measured, arguments.results)
