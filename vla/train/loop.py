@@ -32,6 +32,9 @@ class TrainConfig:
     """Run folder: checkpoints/, metrics.jsonl, tensorboard/."""
     recipe: str = "tabletop_nano"
     """A named recipe of vla/recipes.py."""
+    init: str = ""
+    """Begin with the weights and the tokenizers of this checkpoint (a folder, or the name of a shipped one), whose
+    network must be the recipe's; none: with nothing learnt."""
     set: tuple[str, ...] = ()
     """Overrides of single values of the recipe, e.g. --set width=192 corruption.p_full_mask=0.3"""
     steps: int | None = None
@@ -72,9 +75,9 @@ def train(config: TrainConfig) -> dict[str, Any]:
     dataset without language, NaN in it, an existing run folder.
     """
     from vla import recipes
-    from vla.train.setup import build
+    from vla.train.setup import build, started
 
-    return run(config, recipes.get(config.recipe, config.set), build)
+    return run(config, recipes.get(config.recipe, config.set), started if config.init else build)
 
 
 def run(

@@ -7,6 +7,7 @@ import ctypes
 import os
 import time
 from collections.abc import Iterable
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from vla.data.cache import FrameCache, open_cache
 from vla.data.lerobot_files import LeRobotFiles
 from vla.data.mixture import join
 from vla.model import LatticeModel, ModelConfig
+from vla.policy import Policy
 from vla.recipes import Recipe
 from vla.tokenizers import (
     BinTokenizer,
@@ -219,6 +221,25 @@ def build(
         within=within,
         sharded=sharded,
     )
+
+
+def started(config: Any, recipe: Recipe, device: torch.device | None = None) -> Session:
+    """As `build`, with the weights and tokenizers of the checkpoint `config.init`.
+
+    ValueError if the recipe's network is another one, or the dataset's names are.
+    """
+    policy = Policy.load(config.init)
+    session = build(config, recipe, device, (policy.model.train(), policy.tokenizers))
+    policy.check_names(session.cache)
+    wanted = network(recipe, policy.tokenizers, session.cache.cameras, bool(session.cache.plans))
+    if wanted != policy.model.config:
+        theirs = policy.model.config
+        differs = [f.name for f in fields(wanted) if getattr(wanted, f.name) != getattr(theirs, f.name)]
+        raise ValueError(
+            f"the checkpoint '{config.init}' is of another network than the recipe '{config.recipe}': {differs} differ; "
+            "name the recipe and the --set that it was trained with"
+        )
+    return session
 
 
 def _new(
