@@ -236,7 +236,7 @@ def started(config: Any, recipe: Recipe, device: torch.device | None = None) -> 
         theirs = policy.model.config
         differs = [f.name for f in fields(wanted) if getattr(wanted, f.name) != getattr(theirs, f.name)]
         raise ValueError(
-            f"the checkpoint '{config.init}' is of another network than the recipe '{config.recipe}': {differs} differ; "
+            f"the checkpoint '{config.init}' is of another network than the recipe '{config.recipe}' ({differs}): "
             "name the recipe and the --set that it was trained with"
         )
     return session
