@@ -31,7 +31,9 @@ def run(policy: str, episodes: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as work:
 
         def ask(name: str, **settings: Any) -> Any:
-            return evaluate(EvalConfig(policy=policy, out=Path(work) / name, videos=0, name=name, **settings))
+            where = Path(work) / name
+            told = {"policy": policy, "out": where, "videos": 0, "name": name, "first_seed": FIRST_SEED}
+            return evaluate(EvalConfig(**told, **settings))
 
         everything = ask("all", suite="all", episodes=episodes)
         swapped = ask("swapped", suite="tier1", episodes=episodes // 3, instruction="swapped")
@@ -78,8 +80,8 @@ def card(name: str, results: dict[str, Any], config: dict[str, Any]) -> str:
             f"{', '.join(config['queries'])}. Made by",
             "",
             "```bash",
-            "vla record --suite all --episodes 15000 --seed 2000000 --noise 0 0.1 0.2 0.4 --noise-steps 4 --bursts 0.02 \\",
-            "  --out runs/ship/dataset",
+            "vla record --suite all --episodes 15000 --seed 2000000 \\",
+            "  --noise 0 0.1 0.2 0.4 --noise-steps 4 --bursts 0.02 --out runs/ship/dataset",
             f"vla train --dataset runs/ship/dataset --out runs/ship/train --recipe {recipe} --steps {config['step']} "
             "--threads 1",
             f"vla export --checkpoint runs/ship/train/checkpoints/last --out vla/checkpoints/{name}",
