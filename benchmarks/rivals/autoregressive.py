@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.rivals.fit import seen
+from benchmarks.rivals.fit import read
 from vla.bench.speed_paths import Autoregressive
 from vla.canvas import Segment, unmasked
 from vla.canvas.query import Question
@@ -23,7 +23,7 @@ from vla.train.session import Session
 
 
 def loss(s: Session, model: nn.Module, batch: dict[str, Any], step: int, total: int) -> Tensor:
-    """Cross-entropy of the tokens within the episode given the true ones before them, weighed as ours."""
+    """Cross-entropy of the tokens within the episode given the true ones before them, weighed as ours; and the aid."""
     assert isinstance(model, Autoregressive)
     layout = model.config.layout
     digits_BHAD = s.tokenizers.action.encode(torch.from_numpy(batch["actions"]))
@@ -32,8 +32,9 @@ def loss(s: Session, model: nn.Module, batch: dict[str, Any], step: int, total: 
     asked_BNSD = layout.fold(real_BH[:, :, None, None].expand_as(digits_BHAD))
     blind = step < min(s.recipe.full_steps, total // 2)  # a short run must not end before it has read a token
     with s.autocast():
-        logits = model.teach(model.read(None, seen(s, batch, step)), digits_BNSD, blind)
-    return total_loss(digit_losses(logits, Corrupted(unmasked(digits_BNSD), digits_BNSD, asked_BNSD)))
+        context, aid = read(s, model, batch, step)
+        logits = model.teach(context, digits_BNSD, blind)
+    return total_loss(digit_losses(logits, Corrupted(unmasked(digits_BNSD), digits_BNSD, asked_BNSD))) + aid
 
 
 class AutoregressivePolicy(Policy):

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from vla import randomness
 from vla.canvas import Segment
 from vla.data.batches import Batch, Batches
-from vla.model.transformer import Given
+from vla.model import Context, LatticeModel
 from vla.train.session import Session, average
 from vla.train.setup import fit_steps
 
@@ -97,14 +97,22 @@ def fit(
     return averaged, {"steps": len(losses), "train_s": round(seconds, 1), "loss": sum(last) / len(last)}
 
 
-def seen(s: Session, batch: Batch, step: int) -> dict[Segment, Given]:
-    """What a policy of ours reads in training: the same pictures and words, and the state left out of the same samples,
-    as when `vla train` asks the query `policy` about all rows."""
+def read(s: Session, model: LatticeModel, batch: Batch, step: int) -> tuple[Context, Tensor]:
+    """What a policy of ours has read in training, and the loss of the recipe's training aid, a scalar.
+
+    It is told the same, and the pictures and states are the same, moved and left out of the same samples, as when
+    `vla train` asks the query `policy` about all rows.
+    """
     key_B = keys(s.seed, step, batch)
     rows = s.rows(batch, key_B)
     left_out_B = randomness.uniform(key_B, "drop state") < s.recipe.drop_state
     observed = replace(rows.observed, sees_state_B=~left_out_B)
-    return {Segment.INSTRUCTION: s.vocabulary.tokens(rows.words_BL), Segment.OBSERVATION: observed}
+    context = model.read(None, {Segment.INSTRUCTION: s.vocabulary.tokens(rows.words_BL), Segment.OBSERVATION: observed})
+    aid = torch.zeros((), device=key_B.device)
+    if model.forecast is not None and rows.waypoints_BKS is not None:
+        wrong_BKS = model.states_to_come(context).float() - s.tokenizers.state(rows.waypoints_BKS)
+        aid = s.recipe.forecast * wrong_BKS[rows.purposeful_B].abs().mean()
+    return context, aid
 
 
 def keys(seed: int, step: int, batch: Batch) -> Tensor:

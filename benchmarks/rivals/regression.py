@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.rivals.fit import seen
+from benchmarks.rivals.fit import read
 from vla.canvas import Segment, all_masked
 from vla.canvas.query import Question
 from vla.diffusion import Sampling
@@ -64,13 +64,14 @@ def unscale(scaled_BHA: Tensor, tokenizer: ActionTokenizer) -> Tensor:
 
 
 def loss(s: Session, model: nn.Module, batch: dict[str, Any], step: int, total: int) -> Tensor:
-    """Mean absolute error of the scaled actions within the episode, a scalar."""
+    """Mean absolute error of the scaled actions within the episode, a scalar; and the training aid."""
     assert isinstance(model, RegressionModel)
     target_BHA = s.tokenizers.action.scaled(torch.from_numpy(batch["actions"]))
     with s.autocast():
-        chunk_BHA = model.chunk(model.read(None, seen(s, batch, step)))
+        context, aid = read(s, model, batch, step)
+        chunk_BHA = model.chunk(context)
     real_BHA = torch.from_numpy(~batch["is_pad"]).unsqueeze(-1).expand_as(target_BHA)
-    return (chunk_BHA - target_BHA).abs()[real_BHA].mean()
+    return (chunk_BHA - target_BHA).abs()[real_BHA].mean() + aid
 
 
 class RegressionPolicy(Policy):

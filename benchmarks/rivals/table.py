@@ -23,7 +23,7 @@ UNFAIR = (
     "against VQ-BeT: it cannot leave out what lies beyond the end of an episode, so it learns the repeated last action",
     "against multi_task_dit: its text encoder is frozen and drawn at random, where its authors have a pretrained CLIP",
     "for the four of our network: where the recipe says so, their vision also sees how a picture differs from the "
-    "dataset's mean",
+    "dataset's mean, and learns where the robot will be",
     "for ours and single_mask: where the recipe says so, they are also asked other queries (how a chunk that has begun "
     "goes on, where the robot will be), about the same pictures",
     "for ours: the recipe was tuned on the tabletop, and the autoregressive, regression and single-mask rivals take "

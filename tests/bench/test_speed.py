@@ -55,7 +55,7 @@ def test_operations_and_bytes_are_counted_and_the_larger_one_is_the_floor():
     policy = make(SIZES["nano"])
     operations = count(policy, lambda: policy.act([seen(policy, 0)], [(0, 0)]))
     both = count(policy, lambda: policy.act([seen(policy, 0), seen(policy, 1)], [(0, 0), (0, 1)]))
-    assert operations > 1e6 and both == pytest.approx(2 * operations, rel=0.01)  # places are the same for all
+    assert operations > 1e6 and both == pytest.approx(2 * operations, rel=0.03)  # places are the same for all
     by_operations = floor(policy, operations, Machine(1e9, 1e15))
     by_bytes = floor(policy, operations, Machine(1e18, 1e9))
     assert by_operations.ms == pytest.approx(operations / 1e6) and by_bytes.ms == pytest.approx(by_bytes.bytes / 1e6)

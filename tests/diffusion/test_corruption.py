@@ -244,16 +244,16 @@ def test_the_noise_that_is_picked_explains_the_sample_better_than_a_random_one()
     key_R = randomness.fold(KEYS[:32, None], torch.arange(2)).flatten()
     noisy_R = torch.arange(64) % 3 > 0
     drawn = redraw(c.state, key_R, 64, noisy_R)
-    one = read_all(model, batch=1)
-    context = one.pick(torch.zeros(32, dtype=torch.long))
+    context = read_all(model, batch=32)
 
-    def picked(rows, candidates=16):
+    def picked(rows, state=drawn, candidates=16):
         both = (2 * rows[:, None] + torch.arange(2)).flatten()
-        asked = {Segment.ACTION: type(c)(drawn.map(lambda x: x[both]), c.digits_BNSD[both], c.asked_BNSD[both])}
+        asked = {Segment.ACTION: type(c)(state.map(lambda x: x[both]), c.digits_BNSD[both], c.asked_BNSD[both])}
         return select_latent(model, context.pick(rows), asked, KEYS[rows], candidates, 2)[Segment.ACTION]
 
     found = picked(torch.arange(32))
     assert torch.equal(found.noise_BNS[:, 0, 0] > 0, noisy_R)  # a plain mask stays one
+    assert not picked(torch.arange(32), c.state).noise_BNS.any()
 
     def nll(state):
         hidden = model.decode(context.repeat(2), {Segment.ACTION: state})[Segment.ACTION]

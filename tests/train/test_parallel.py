@@ -14,17 +14,17 @@ from vla import checkpoint, processes
 from vla.train.loop import train
 from vla.train.saving import newest_sound
 
-NO_PICTURES = tuple(f"queries.{name}=0" for name in ("world_model", "inverse", "goal_policy", "state"))
 SETTINGS = {
-    "ddp": ("precision=float32", "queries.joint=0.5", "queries.share=0.5", "queries.after=1", *NO_PICTURES),
-    "fsdp": ("precision=float32", "noise_indices=4", "ahead=1"),
+    # Fractions that half a batch has, too: which rows are asked what is then the same.
+    "ddp": ("precision=float32", "queries.untold=0.5", "queries.plan=0.5", "queries.plan_policy=0.25"),
+    "fsdp": ("precision=float32", "noise_indices=4"),
 }
 EVERY = {"steps": 6, "save_interval": 3, "log_interval": 1, "val_interval": 3}
 
 
 def logged(run):
     """{(step, name): value} of what the run said, without times."""
-    names = ("loss", "loss_coarse", "grad_norm", "val_loss", "val_mae", "loss_plan/joint", "loss_ahead")
+    names = ("loss", "loss_coarse", "grad_norm", "val_loss", "val_mae", "plan/plan", "action/plan_policy")
     lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
     return {(line["step"], name): line[name] for line in lines for name in names if name in line}
 

@@ -100,7 +100,7 @@ def test_a_loss_that_stays_infinite_stops_the_run_with_the_reason(tiny_dataset, 
     [
         (("--dataset", "no/such/folder/here"), "no/such/folder/here"),
         (("--recipe", "tabletop_nana"), "did you mean 'tabletop_nano'"),
-        (("--set", "programs.ful=1"), "did you mean 'full'"),
+        (("--set", "corruption.p_full=1"), "did you mean 'p_full_mask'"),
         (("--set", "width=wide"), "expected a int, got 'wide'"),
         (("--resume",), "nothing to resume"),
     ],
@@ -118,9 +118,11 @@ def test_an_existing_run_is_not_overwritten(tiny_run, tiny_dataset):
 
 def test_overrides_reach_every_recipe():
     for name in recipes.RECIPES:
-        recipe = recipes.get(name, ("programs.full=0.25", "width=64", "precision=float32"))
-        assert (recipe.programs.full, recipe.width, recipe.precision) == (0.25, 64, "float32")
-        assert json.loads(json.dumps(recipes.to_dict(recipe)))["programs"]["full"] == 0.25
+        recipe = recipes.get(name, ("corruption.p_full_mask=0.25", "grad_clip=2", "precision=float32"))
+        assert (recipe.corruption.p_full_mask, recipe.grad_clip, recipe.precision) == (0.25, 2.0, "float32")
+        assert json.loads(json.dumps(recipes.to_dict(recipe)))["corruption"]["p_full_mask"] == 0.25
+    with pytest.raises(ValueError, match="expected accumulate to divide the batch of 8, got 3"):
+        recipes.get("tabletop_test", ("accumulate=3",))
 
 
 def test_nan_in_the_dataset_is_named(tiny_dataset, tmp_path):
@@ -149,3 +151,22 @@ def test_datasets_are_mixed_and_the_background_stays_with_the_checkpoint(tiny_da
         {"front": np.zeros((32, 32, 3), np.uint8)}, np.zeros(4, np.float32), "reach the red block"
     )
     assert np.isfinite(policy.act([observation], [(0, 0)])).all()
+
+
+def test_a_dry_run_says_what_would_be_trained_and_trains_nothing(tiny_dataset, tmp_path, capsys):
+    found = train(tiny_config(tiny_dataset, tmp_path / "run", dry_run=True))
+    assert found["parameters"] == found["trainable"] == sum(found["parts"].values())
+    assert found["fixed_bytes"] == 20 * found["parameters"] and 0 < found["sample_bytes"] < 1e8
+    fits = list(found["fits"].values())
+    assert fits == sorted(fits) and fits[0] > 8
+    assert not (tmp_path / "run").exists() and "GB: a batch of" in capsys.readouterr().out
+
+
+def test_a_batch_in_parts_is_trained_by_the_real_command(tiny_dataset, tmp_path):
+    losses = {}
+    for parts in (1, 2):
+        run = tmp_path / str(parts)
+        train(tiny_config(tiny_dataset, run, set=("precision=float32", f"accumulate={parts}"), steps=2, log_interval=1))
+        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        losses[parts] = [line["loss"] for line in lines if "loss" in line]
+    assert losses[1] == pytest.approx(losses[2], rel=0.02) and losses[1] != losses[2]

@@ -68,8 +68,8 @@ def floor(policy: Policy, operations: float, of: Machine) -> Floor:
     numbers = {"layers": 0, "step": 0, "once": 0}
     for name, parameter in policy.model.named_parameters():
         part, _, rest = name.partition(".")
-        if part in ("embeddings", "segment") or (part == "heads" and not rest.startswith("ACTION.")):
-            continue  # a row or two of a table; not asked when acting
+        if part in ("embeddings", "segment", "forecast") or (part == "heads" and not rest.startswith("ACTION.")):
+            continue  # a row or two of a table; not used when acting
         where = part if part == "layers" else "step" if part in ("norm", "heads", "summary", "places") else "once"
         numbers[where] += parameter.numel()
     steps = policy.sampling.num_inference_steps
