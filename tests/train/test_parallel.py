@@ -35,7 +35,7 @@ def launch(parallel, dataset, run, *more):
     command += ["--dataset", dataset, "--out", run, "--recipe=tabletop_test", "--parallel", parallel, *options]
     command += ["--threads=1", "--no-tensorboard", "--device=cpu", *more, "--set", *SETTINGS[parallel]]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"}
-    done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=280, env=environment)
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=900, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("parameters,") == 1  # one of them speaks
     return done

@@ -38,8 +38,9 @@ def session(played):
 
 
 def only(session, *names, **changes):
-    """The same session, in which these queries alone are learnt, of all rows."""
+    """The same session, in which these queries alone are learnt."""
     weights = {name: float(name in names) for name in QUERIES}
+    changes = {"forecast": 0.0} | changes
     recipe = replace(session.recipe, queries=replace(session.recipe.queries, **weights), **changes)
     return replace(session, recipe=recipe, trained=tuple(names))
 
@@ -149,13 +150,14 @@ def test_every_query_has_a_loss_and_every_parameter_a_gradient(session):
         for found in losses:
             found["loss"].backward()
     together = session.losses(batch, 9)
+    together["loss"].backward()
     silent = [n for n, p in session.model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
-    assert not silent and torch.isfinite(together["loss"])
+    assert not silent and all(torch.isfinite(x) for x in together.values())
     assert {name.split("/")[1] for name in together if "/" in name} == set(QUERIES) - {"policy"}
     warm = replace(
         session, recipe=replace(session.recipe, queries=replace(session.recipe.queries, policy_warmup_steps=10))
     )
-    assert set(warm.losses(batch, 9)) == {"loss", "loss_coarse", "loss_fine"}  # the policy alone
+    assert set(warm.losses(batch, 9)) == {"loss", "loss_forecast", "loss_coarse", "loss_fine"}  # the policy alone
 
 
 def watched(session, monkeypatch):
@@ -282,6 +284,27 @@ def test_a_batch_in_parts_has_the_same_masks_and_nearly_the_same_gradient(sessio
     assert all(torch.equal(a, b) for k in masks[0] for a, b in zip(masks[0][k], masks[1][k], strict=True))
     one, two = gradients
     assert torch.cosine_similarity(one, two, 0) > 0.97 and 0.9 < two.norm() / one.norm() < 1.15
+
+
+def test_the_forecast_is_an_aid_of_training_alone(session):
+    """It is read off the pictures, of rows that follow a purpose, and nothing that is asked hears of it."""
+    batch = session.batches.batch(0)
+    without, aided = only(session, "policy"), only(session, "policy", forecast=2.0)
+    plain, found = without.losses(batch, 1), aided.losses(batch, 1)
+    assert torch.allclose(found["loss"], plain["loss"] + 2 * found["loss_forecast"]) and found["loss_forecast"] > 0
+    assert "loss_forecast" not in aided.losses(batch, -1, session.averaged)
+    played = {**batch, "has_labels": np.zeros(8, bool), "has_actions": np.ones(8, bool)}
+    assert aided.losses(played, 1)["loss_forecast"] == 0
+    rows, model = session.rows(batch), session.model
+    with torch.no_grad():
+        words = session.vocabulary.tokens(rows.words_BL)
+        seen = [rows.observed, replace(rows.observed, state_BMS=rows.observed.state_BMS + 1)]
+        seen.append(replace(rows.observed, images={c: 255 - x for c, x in rows.observed.images.items()}))
+        said = [
+            model.states_to_come(model.read(None, {Segment.INSTRUCTION: words, Segment.OBSERVATION: o})) for o in seen
+        ]
+    assert said[0].shape == rows.waypoints_BKS.shape
+    assert torch.equal(said[0], said[1]) and not torch.allclose(said[0], said[2], atol=1e-4)
 
 
 def test_stop_is_learnt_past_the_end_and_nothing_else_is(played, tmp_path):

@@ -63,11 +63,11 @@ def test_sigterm_saves_and_resume_goes_on(tiny_run, tiny_dataset, tmp_path):
     command = [sys.executable, "-m", "vla.cli", "train", "--dataset", tiny_dataset, "--out", run, "--recipe"]
     command += ["tabletop_test", "--steps", "100000", "--threads", "1", "--no-tensorboard", "--log-interval", "1"]
     process = subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    metrics, deadline = run / "metrics.jsonl", time.monotonic() + 60
+    metrics, deadline = run / "metrics.jsonl", time.monotonic() + 240
     while not (metrics.exists() and metrics.stat().st_size) and time.monotonic() < deadline:
         time.sleep(0.1)
     process.send_signal(signal.SIGTERM)
-    output = process.communicate(timeout=60)[0].decode()
+    output = process.communicate(timeout=240)[0].decode()
     assert process.returncode == 130, output
     step = int(checkpoint.steps_in(run)[-1].name)
     assert 0 < step < 100000 and "--resume" in output
