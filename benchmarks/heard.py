@@ -5,8 +5,8 @@
 
 For every query that a checkpoint was trained for and everything that it gives, three errors over the same held-out
 cases: with the own condition, with another episode's (swapped), and without it (withheld). A pair is *heard* if the
-upper end of the 95 % interval of own / swapped is below 0.95. Intervals resample the cases. All are of test seeds,
-50,000 on, that nothing was trained on or chosen by. Then the named rows: committed actions, the world model, a future
+upper end of the 95 % interval of own / swapped is below 0.95, and the own error is below the withheld one. Intervals
+resample the cases. All are of test seeds, 50,000 on, that nothing was trained on or chosen by. Then the named rows: committed actions, the world model, a future
 image given and decided, plans, infilling where there are two ways, labels by the cloze alone, and (without --quick)
 closed loop with a delay. Errors of actions are in spreads (standard deviations of the labels), of pictures in squared
 pixel values, of texts the share that is not exactly right.
@@ -282,8 +282,8 @@ def pair_rows(label: str, policy: Policy, cases: Sequence[Case]) -> list[Row]:
                         "ratio",
                         len(cases),
                         interval,
-                        f"interval below {HEARD:g}",
-                        interval[1] < HEARD,
+                        f"interval below {HEARD:g}, own below withheld",
+                        interval[1] < HEARD and bool(own[asked].mean() < none[asked].mean()),
                         f"own {own[asked].mean():.3f}, swapped {other[asked].mean():.3f}, "
                         f"withheld {none[asked].mean():.3f}",
                     )
@@ -399,7 +399,7 @@ def extremes_row(policy: Policy, cases: Sequence[Case]) -> Row:
     low, high = np.quantile(draw, [0.025, 0.975])
     note = "dx = +1 against dx = -1: correlation of the predicted with the true difference of the pictures"
     return Row("world_model_extremes", float(array.mean()), "correlation", len(array), (float(low), float(high)),
-               "interval above 0", bool(low > 0), note)  # fmt: skip
+               "at least 0.3", bool(array.mean() >= 0.3), note)  # fmt: skip
 
 
 def future_block_row(policy: Policy, cases: Sequence[Case]) -> Row:
