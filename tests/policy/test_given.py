@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Given, decided and shown are one: whoever says a segment, the network reads the same thing, bit for bit."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
 
-from tests.networks import KEYS, a_policy, chunk, now, pictures, state_of
+from tests.networks import KEYS, QUESTIONS, a_policy, chunk, given_of, now, pictures, state_of
 from vla.canvas import Provenance, Segment
-from vla.canvas.query import ASK, PartialActions
+from vla.canvas.query import ASK, QUERIES, Part, PartialActions
 from vla.diffusion import Sampling, sample
 from vla.diffusion.sampler import sequential
 from vla.model import Tokens
@@ -82,12 +84,12 @@ def given_by_the_caller(policy, segment, values):
     return policy.encoder.given(questions, questions[0].query)[segment]
 
 
-def shown_in_training(policy, segment, values, monkeypatch):
-    """What a training step reads of rows in which the segment has these values."""
+def rows_of(policy, segment=None, values=()):
+    """Three rows of a training batch, in which a segment has these values."""
     encoder, yes = policy.encoder, torch.ones(3, dtype=torch.bool)
-    texts = values if isinstance(values[0], str) else ["go"] * 3
+    texts = values if len(values) and isinstance(values[0], str) else ["go"] * 3
     moving = encoder.pictures([pictures(50 + row) for row in range(3)])
-    rows = Rows(
+    return Rows(
         observed=encoder.observed([now(row) for row in range(3)]),
         words_BL=encoder.words(texts),
         labels_BHA=torch.zeros(3, 8, 3),
@@ -97,15 +99,54 @@ def shown_in_training(policy, segment, values, monkeypatch):
         has_actions_B=yes,
         plan_BL=encoder.plans(texts),
         has_plan_B=yes,
-        waypoints_BKS=torch.from_numpy(values) if segment is Segment.WAYPOINTS else None,
+        waypoints_BKS=torch.from_numpy(values) if segment is Segment.WAYPOINTS else torch.zeros(3, 3, 3),
         pictures={"future": moving, "goal": moving, "last": moving},
     )
-    name, words = TRAINS[segment], encoder.vocabulary()
+
+
+def learn(policy, name, rows):
+    """A training step of one query."""
     recipe = Recipe(queries=Queries(image_tokenizer="some", **{name: 1.0}))
+    QueryLoss(policy.model, policy.tokenizers, policy.encoder.vocabulary(), recipe, (name,))(rows, KEYS[:3], 0)
+
+
+def shown_in_training(policy, segment, values, monkeypatch):
+    """What a training step reads of rows in which the segment has these values."""
     with monkeypatch.context() as patch:
         seen = watched(policy.model, patch)
-        QueryLoss(policy.model, policy.tokenizers, words, recipe, (name,))(rows, KEYS[:3], 0)
+        learn(policy, TRAINS[segment], rows_of(policy, segment, values))
     return next(given[segment] for given in seen if segment in given)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", QUERIES)
+def test_training_and_asking_lay_out_the_same_canvas(policy, name, monkeypatch):
+    """What is read, in which order, what is denoised behind it, and what is withheld."""
+    seen, real = [], policy.model.decode
+
+    def noted(context, states, there=None):
+        begins = [0, *torch.tensor(lengths_of(policy, context)).cumsum(0).tolist()]
+        said = [bool(context.visible_BP[:, a:b].any()) for a, b in pairwise(begins)]
+        seen.append((context.segments, said, sorted(states)))
+        return real(context, states, there)
+
+    monkeypatch.setattr(policy.model, "decode", noted)
+    question = QUESTIONS[name](0)
+    asked = question.query.asked
+    policy.ask([question] * 3, [(0, 0)] * 3, turns=dict.fromkeys(asked, (1, 1)))
+    asking, seen[:] = [*seen], []
+    learn(policy, name, rows_of(policy))
+    assert asking[0] == seen[-1] and asking[0][2] == sorted(asked)
+    told = dict(zip(*asking[0][:2], strict=True))
+    assert told.pop(Segment.INSTRUCTION) == (question.query.instruction is Part.GIVEN) and all(told.values())
+
+
+def lengths_of(policy, context):
+    """How many positions each segment of a context has."""
+    config, alone = policy.model.config, {}
+    for segment in context.segments:
+        alone[segment] = policy.model.read(None, {segment: given_of(config, segment, 1)}).visible_BP.shape[1]
+    return list(alone.values())
 
 
 @torch.no_grad()

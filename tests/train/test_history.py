@@ -7,10 +7,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
+from tests.conftest import tiny_config
 from tests.train.conftest import command
-from vla import cli
+from vla import cli, recipes
+from vla.canvas.query import Question
 from vla.policy import Observation, Policy
+from vla.train.setup import build
 
 
 @pytest.fixture
@@ -52,3 +56,18 @@ def test_what_was_seen_and_done_before_is_heard(policy, changed):
     assert np.abs(plain.confidence_BHA - heard.confidence_BHA).max() > 1e-6
     again = policy.decide([one, other], [(0, 0), (0, 0)])
     np.testing.assert_allclose(again.actions_BHA[0], plain.actions_BHA[0], atol=1e-5)
+
+
+def test_training_shows_what_a_robot_shows(remembering, policy):
+    """The same moments make the same observation; before the beginning the first one is repeated, nothing was done."""
+    config = tiny_config(remembering[0], "unused", set=("n_obs_steps=2",))
+    session = build(config, recipes.get(config.recipe, config.set), torch.device("cpu"))
+    batches = [session.batches.batch(step) for step in range(6)]
+    known = np.concatenate([b["past_known"] for b in batches])
+    assert known.any() and not known.all()
+    for batch in batches:
+        past = np.where(batch["past_known"][..., None], batch["past"], np.nan).astype(np.float32)
+        questions = [Question({}, state, executed=done) for state, done in zip(batch["state"], past, strict=True)]
+        ours, theirs = session.rows(batch).observed, policy.encoder.observed(questions)
+        assert torch.equal(ours.state_BMS, theirs.state_BMS) and torch.equal(ours.known_BM, theirs.known_BM)
+        assert torch.equal(ours.executed_BMA[ours.known_BM], theirs.executed_BMA[theirs.known_BM])
