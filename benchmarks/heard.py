@@ -7,8 +7,8 @@ For every query that a checkpoint was trained for and everything that it gives, 
 cases: with the own condition, with another episode's (swapped), and without it (withheld). A pair is *heard* if the
 upper end of the 95 % interval of own / swapped is below 0.95, and the own error is below the withheld one. Intervals
 resample the cases. All are of test seeds, 50,000 on, that nothing was trained on or chosen by. Then the named rows:
-committed actions, the world model, a future image given and decided, plans, infilling where there are two ways, labels by
-the cloze alone, and (without --quick) closed loop with a delay. Errors of actions are in spreads (standard deviations of
+committed actions, the world model, a future image given and decided, plans, infilling where there are two ways, labels
+by the cloze alone, and (without --quick) closed loop with a delay. Errors of actions are in spreads (deviations of
 the labels), of pictures in squared pixel values, of texts the share that is not exactly right.
 """
 
