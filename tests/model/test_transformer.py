@@ -85,6 +85,17 @@ def test_masked_digits_do_not_leak_into_the_embedding_and_every_part_of_a_state_
 
 
 @torch.no_grad()
+def test_only_a_whole_word_has_a_vector_of_its_own():
+    model = shaken(every_segment())
+    embed, state = model.embedding_of(Segment.PLAN), state_of(model.config, Segment.PLAN, batch=20)
+    before = embed(state)
+    embed.words += 1
+    moved = (embed(state) != before).all(-1)
+    assert torch.equal(moved, state.known_BNS[..., 0] == 2) and moved.any() and not moved.all()
+    assert model.embedding_of(Segment.WAYPOINTS).words is None
+
+
+@torch.no_grad()
 def test_every_segment_has_its_own_vocabulary():
     """No logit exists for a digit that its segment does not have."""
     model = shaken(every_segment())
