@@ -39,7 +39,6 @@ from vla.policy import Observation, Policy
 from vla.policy.decoding import answer
 from vla.policy.encoding import one_shape
 from vla.train.queries import WHAT_HAPPENED
-from vla.train.setup import END
 
 RESULTS = Path(__file__).parent / "results" / "heard.json"
 FIRST_SEED = 50_000
@@ -93,7 +92,7 @@ def record_cases(policy: Policy, tasks: Sequence[str], count: int, first_seed: i
         def at(frame: int, images: dict[str, np.ndarray] = images) -> dict[str, np.ndarray]:
             return {camera: x[frame] for camera, x in images.items()}
 
-        steps = np.array(_waypoints(policy), np.int64)
+        steps = np.array(policy.waypoint_steps, np.int64)
         cases.append(
             Case(
                 Question(at(t), run.state[t], run.instruction),
@@ -111,13 +110,6 @@ def record_cases(policy: Policy, tasks: Sequence[str], count: int, first_seed: i
         )
     env.close()
     return cases
-
-
-def _waypoints(policy: Policy) -> tuple[int, ...]:
-    if not policy.model.config.waypoints:
-        return ()
-    h, every = policy.horizon, max(1, policy.horizon // 8)
-    return (*range(every, h + 1, every), 2 * h, 4 * h, END)
 
 
 # --- asking with a condition of one's own, another's, or none --------------------------------------------------------
@@ -268,7 +260,7 @@ def pair_rows(label: str, policy: Policy, cases: Sequence[Case]) -> list[Row]:
     for name in policy.trained:
         own_questions = [question(case, name, policy.horizon) for case in cases]
         if name == "joint":
-            own_questions = [policy._written(q) for q in own_questions]
+            own_questions = [policy.known_segments(q) for q in own_questions]
         own = errors(policy, name, cases, ask(policy, own_questions))
         for condition in conditions(policy, name):
             other = errors(policy, name, cases, ask(policy, swapped(own_questions, condition)))

@@ -76,9 +76,6 @@ def test_acting_is_asking(policy, sampling, committed, limited):
     answer = policy.ask(asked, keys(3, 7), previous=previous)
     np.testing.assert_array_equal(answer.actions.values, decided.actions_BHA)
     np.testing.assert_array_equal(answer.actions.confidence, decided.confidence_BHA)
-    if not limited:
-        tokens = policy.samples(asked, keys(3, 7)).segments[Segment.ACTION].state.digits_BNSD
-        np.testing.assert_array_equal(answer.actions.tokens, tokens.numpy())
     other = policy.ask(asked, keys(3, 8), previous=previous).actions.confidence
     assert np.array_equal(other, answer.actions.confidence) == (sampling == Sampling())  # the key is all randomness
 

@@ -201,6 +201,17 @@ def without(query: Query, written: Iterable[Segment]) -> Query:
     return Query(query.name, **parts)
 
 
+END = 1_000_000
+"""Steps: past the end of any episode."""
+
+
+def waypoint_steps(horizon: int) -> tuple[int, ...]:
+    """The moments to come of which waypoints are, in steps: eight within the chunk (each step of a shorter one), then
+    two and four chunks later, and the episode's end."""
+    every = max(1, horizon // 8)
+    return (*range(every, horizon + 1, every), 2 * horizon, 4 * horizon, END)
+
+
 def _shape(query: Query) -> tuple[Part, ...]:
     return tuple(query.parts().values())
 

@@ -239,7 +239,7 @@ def gallery(run: Run) -> str:
 
 
 def denoising(run: Run) -> str:
-    """One decision, step by step: the action tokens descending the lattice."""
+    """One decision, step by step: the action tokens as they are unmasked."""
     trace = run.denoise
     if not trace or not trace.get("steps"):
         return ""

@@ -18,16 +18,16 @@ from torch import Tensor
 from vla import randomness
 from vla.canvas import Segment
 from vla.canvas import query as queries
-from vla.canvas.query import ASK, QUERIES, PartialActions, Question, check_trained, part_of
+from vla.canvas.query import ASK, QUERIES, PartialActions, Question, check_trained, part_of, waypoint_steps
 from vla.canvas.query import Part as QueryPart
 from vla.diffusion import Sampling, sample
 from vla.diffusion.domain import Domain
 from vla.diffusion.likelihood import log_likelihood
 from vla.diffusion.limits import Limits, TokenLimits
-from vla.diffusion.sampler import Samples, Trace, Turns
+from vla.diffusion.sampler import Trace, Turns
 from vla.model import LatticeModel
 from vla.policy import stored
-from vla.policy.decoding import answer
+from vla.policy.decoding import answer, joined
 from vla.policy.encoding import Encoder, one_shape
 from vla.policy.one_graph import OneGraph
 from vla.policy.types import Answer, Chunk, Observation
@@ -98,6 +98,11 @@ class Policy:
     def n_obs_steps(self) -> int:
         """Moments of an observation."""
         return self.model.config.n_obs_steps
+
+    @property
+    def waypoint_steps(self) -> tuple[int, ...]:
+        """The moments to come of which waypoints are, in steps; () for a policy that knows none."""
+        return waypoint_steps(self.horizon) if self.model.config.waypoints else ()
 
     @property
     def image_size(self) -> int:
@@ -189,7 +194,7 @@ class Policy:
             return self._decide_by_way(questions, keys, previous, start)
         if self.decoding == "joint":
             asked = [queries.joint(q) for q in questions]
-            return _chunk(self.ask([self._written(q) for q in asked], keys, previous=previous, start=start))
+            return _chunk(self.ask([self.known_segments(q) for q in asked], keys, previous=previous, start=start))
         answer = self.ask([queries.policy(q) for q in questions], keys, previous=previous, start=start, trace=trace)
         return self._thought_over(_chunk(answer), questions, keys, previous, start)
 
@@ -236,8 +241,8 @@ class Policy:
             plans[row] = text
         return Chunk(actions_BHA, confidence_BHA, length_B, tuple(plans))
 
-    def _written(self, question: Question) -> Question:
-        """The question without the segments that this model does not know."""
+    def known_segments(self, question: Question) -> Question:
+        """The question without asking for segments that this model does not know."""
         written = self.model.config.written
         return question.but(
             plan=question.plan if Segment.PLAN in written else None,
@@ -278,7 +283,7 @@ class Policy:
             parts.append(
                 (self._answer(padded, padded_keys, sampling or self.sampling, turns, *bounds, trace), end - begin)
             )
-        return parts[0][0] if len(parts) == 1 and parts[0][1] == rows else _joined(parts)
+        return parts[0][0] if len(parts) == 1 and parts[0][1] == rows else joined(parts)
 
     @torch.inference_mode()
     def _answer(
@@ -307,15 +312,6 @@ class Policy:
                 words = encoder.vocabulary()
                 found = sample(self.model, context, key_B, query.asked, sampling, known, domain, words, turns, trace)
         return answer(self.model, self.tokenizers, sampling, found, questions, domain)
-
-    def samples(self, questions: Sequence[Question], keys: Sequence[tuple[int, int]]) -> Samples:
-        """The tokens themselves, and how they were decided."""
-        query = one_shape(questions, keys)
-        check_trained(query, self.trained, self.model.config.written)
-        with torch.inference_mode():
-            context = self.model.read(None, self.encoder.given(questions, query))
-            known, words = self.encoder.known(questions, query), self.encoder.vocabulary()
-            return sample(self.model, context, self.randomness(keys), query.asked, self.sampling, known, None, words)
 
     def score(self, questions: Sequence[Question]) -> np.ndarray:
         """How likely the given actions of each question are under the policy, float64 (B,), nats: to rank candidates.
@@ -435,29 +431,3 @@ def _rows_of(x: np.ndarray | None, begin: int, end: int, filling: int) -> np.nda
     if x is None or np.ndim(x) < 2:
         return x
     return np.concatenate([x[begin:end], np.repeat(x[end - 1 : end], filling, 0)])
-
-
-def _joined(parts: Sequence[tuple[Answer, int]]) -> Answer:
-    """Answers to parts of a list of questions, of each its first rows, as one."""
-    found: dict[str, Any] = {}
-    for f in fields(Answer):
-        values = [(getattr(answer, f.name), rows) for answer, rows in parts]
-        if isinstance(values[0][0], np.ndarray):
-            found[f.name] = np.concatenate([x[:rows] for x, rows in values])
-        elif f.name == "steps":
-            found["steps"] = values[0][0]
-        elif values[0][0] is not None:
-            outputs = [(o, rows) for o, rows in values]
-            first = outputs[0][0]
-            if isinstance(first.values, dict):
-                joined: Any = {c: np.concatenate([o.values[c][:rows] for o, rows in outputs]) for c in first.values}
-            elif isinstance(first.values, list):
-                joined = [text for o, rows in outputs for text in o.values[:rows]]
-            else:
-                joined = np.concatenate([o.values[:rows] for o, rows in outputs])
-            arrays = {
-                n: np.concatenate([getattr(o, n)[:rows] for o, rows in outputs]) for n in ("tokens", "confidence")
-            }
-            used = float(np.average([o.used for o, _ in outputs], weights=[rows for _, rows in outputs]))
-            found[f.name] = replace(first, values=joined, used=used, **arrays)
-    return Answer(**found)

@@ -2,6 +2,7 @@
 """What was sampled, in units: actions of the dataset, pictures, texts."""
 
 from collections.abc import Sequence
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -102,3 +103,28 @@ def _text(tokenizers: Tokenizers, text: Written) -> SegmentOutput:
 
 def _numpy(x: Tensor) -> np.ndarray:
     return x.float().cpu().numpy() if x.is_floating_point() else x.cpu().numpy()
+
+
+def joined(parts: Sequence[tuple[Answer, int]]) -> Answer:
+    """Answers to parts of a list of questions, of each its first rows, as one."""
+    found: dict[str, Any] = {}
+    for f in fields(Answer):
+        outputs = [(getattr(answer, f.name), rows) for answer, rows in parts]
+        first = outputs[0][0]
+        if isinstance(first, np.ndarray):
+            found[f.name] = np.concatenate([x[:rows] for x, rows in outputs])
+        elif f.name == "steps":
+            found["steps"] = first
+        elif first is not None:
+            if isinstance(first.values, dict):
+                values: Any = {c: np.concatenate([o.values[c][:rows] for o, rows in outputs]) for c in first.values}
+            elif isinstance(first.values, list):
+                values = [text for o, rows in outputs for text in o.values[:rows]]
+            else:
+                values = np.concatenate([o.values[:rows] for o, rows in outputs])
+            arrays = {
+                n: np.concatenate([getattr(o, n)[:rows] for o, rows in outputs]) for n in ("tokens", "confidence")
+            }
+            used = float(np.average([o.used for o, _ in outputs], weights=[rows for _, rows in outputs]))
+            found[f.name] = replace(first, values=values, used=used, **arrays)
+    return Answer(**found)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """How many CPU threads a policy should think with: measured, because more are often slower.
 
-Two evaluations of a small network are hundreds of operations of some microseconds. Threads that wait for the next one
-spin, and fall asleep between two observations; to wake them costs more than they save. A large network is the other
+Two denoising steps of a small network are hundreds of operations of some microseconds. Threads that wait for the next
+one spin, and fall asleep between two observations; to wake them costs more than they save. A large network is the other
 way round.
 """
 

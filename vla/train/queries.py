@@ -117,9 +117,9 @@ def drawn(weights: Mapping[str, float], untold: float, step: int) -> dict[str, f
     return found
 
 
-def trained_queries(recipe: Recipe, tokenizers: Tokenizers, plans: bool) -> tuple[str, ...]:
+def trained_queries(recipe: Recipe, tokenizers: Tokenizers, plans: bool, cameras: bool = True) -> tuple[str, ...]:
     """The queries of a recipe that data and tokenizers can answer."""
-    lacks = set()
+    lacks = set() if cameras else {"world_model", "inverse", "goal_policy", "label"}
     if not plans:
         lacks |= {"plan", "plan_policy"}
     if tokenizers.image is None:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from vla import checkpoint, processes
 from vla.canvas import Segment
+from vla.canvas.query import waypoint_steps
 from vla.data.batches import Batches, chosen_episodes, split_episodes
 from vla.data.cache import FrameCache, open_cache
 from vla.data.lerobot_files import LeRobotFiles
@@ -38,17 +39,10 @@ from vla.train.parallel import Within, replicate, shard
 from vla.train.queries import trained_queries
 from vla.train.session import Session
 
-END = 1_000_000
-"""Steps: past the end of any episode."""
 
-
-def waypoint_steps(recipe: Recipe) -> tuple[int, ...]:
-    """The moments to come at which the robot's state is asked for or given, in steps: eight within the chunk, then two
-    and four chunks later, and the episode's end. () where nothing is learnt about them."""
-    if not (recipe.queries.states or recipe.forecast):
-        return ()
-    h, every = recipe.horizon, max(1, recipe.horizon // 8)
-    return (*range(every, h + 1, every), 2 * h, 4 * h, END)
+def steps_to_come(recipe: Recipe) -> tuple[int, ...]:
+    """The moments to come of which a recipe learns the robot's state; () where it learns nothing about them."""
+    return waypoint_steps(recipe.horizon) if recipe.queries.states or recipe.forecast else ()
 
 
 def fit_tokenizers(
@@ -127,8 +121,8 @@ def network(recipe: Recipe, tokenizers: Tokenizers, cameras: Iterable[str], plan
         shared_vision=recipe.shared_vision,
         background=recipe.background,
         plan_length=queries.plan_length if plans and queries.plans else 0,
-        waypoints=len(waypoint_steps(recipe)) if queries.states else 0,
-        forecast=len(waypoint_steps(recipe)) if recipe.forecast and tuple(cameras) else 0,
+        waypoints=len(steps_to_come(recipe)) if queries.states else 0,
+        forecast=len(steps_to_come(recipe)) if recipe.forecast and tuple(cameras) else 0,
         code_radices=image.numerals.radices if image is not None else (),
         codes=image.positions if image is not None else 0,
         goals=queries.goal_policy + queries.label > 0,
@@ -180,7 +174,7 @@ def build(
         moments=recipe.n_obs_steps,
         plans=recipe.queries.plans,
         future=recipe.queries.pictures,
-        waypoints=waypoint_steps(recipe),
+        waypoints=steps_to_come(recipe),
         action_free=films,
         part=(processes.rank(), processes.world()),
     )
@@ -214,7 +208,7 @@ def build(
         tokenizers=tokenizers,
         words_TL=torch.from_numpy(tokenizers.text.encode(cache.tasks)),
         plans_TL=_plans(tokenizers, cache.plans, model.config.plan_length),
-        trained=trained_queries(recipe, tokenizers, bool(model.config.plan_length)),
+        trained=trained_queries(recipe, tokenizers, bool(model.config.plan_length), bool(cache.cameras)),
         model=model,
         averaged=averaged,
         optimiser=torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, 0.98), fused=True),
